@@ -1,0 +1,38 @@
+"""The nets of the paper's tables: a spec goes in, a module comes out that maps images to logits.
+
+Every net takes images (N, 3, H, W), float, in [-1, 1], and returns logits (N, num_classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from tasks.nets.baselines import MIN_INPUT_SIZE, baseline, check_input_size
+from tasks.nets.mobilenet import conv_mobilenet, mobilenet, shallow_mobilenet
+from tasks.nets.spec import NetSpec
+
+__all__ = ["MIN_INPUT_SIZE", "NETS", "NetSpec", "build", "check_input_size"]
+
+NETS: dict[str, Callable[[NetSpec], nn.Module]] = {
+    "mobilenet": mobilenet,
+    "conv_mobilenet": conv_mobilenet,
+    "shallow_mobilenet": shallow_mobilenet,
+    "googlenet": baseline,
+    "vgg16": baseline,
+    "squeezenet": baseline,
+    "alexnet": baseline,
+    "inception_v3": baseline,
+}
+
+
+def build(spec: NetSpec) -> nn.Module:
+    """The net that a spec describes, freshly initialised from torch's global generator, in training mode.
+
+    It is made on torch's default device: under `torch.device("meta")` it costs nothing and can still be counted.
+    Raises ValueError for a name that is not in `NETS` and for options that the net does not have.
+    """
+    if spec.net not in NETS:
+        raise ValueError(f"net {spec.net!r} is unknown; there are: {', '.join(sorted(NETS))}")
+    return NETS[spec.net](spec)

@@ -1,0 +1,50 @@
+"""What a net is asked to be: the values of one row of a table, before any module is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Padding = Literal["same", "symmetric"]
+Activation = Literal["relu", "relu6"]
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A net by name and options. The defaults are those of slim's `mobilenet_v1.py`, with the paper's class count.
+
+    net: a key of `tasks.nets.NETS`.
+    width: alpha (paper, section 3.3): every layer's channels times it. The baselines have none: 1.0.
+    num_classes: outputs of the last layer. slim has 1001, with an unused class 0 as background; the paper 1000.
+    padding: of the 3x3 convolutions under stride 2, where an even side can be padded at one end alone. "same" is
+        TensorFlow's (after the last pixel), "symmetric" what torch makes of padding=1 (before the first).
+    activation: after every convolution. The paper says ReLU, its authors' code has ReLU6.
+    batch_norm_decay: share of the old running statistics in the new: 1 - torch's `momentum`.
+    batch_norm_epsilon: added to the variance.
+    dropout: share of features zeroed before the last layer.
+    min_depth: channels that no layer goes below, whatever the width. 8 on ImageNet; 16 in the authors' detection code.
+
+    The baselines read net, num_classes, dropout and, where they have BatchNorm, its two values.
+    """
+
+    net: str
+    width: float = 1.0
+    num_classes: int = 1000
+    padding: Padding = "same"
+    activation: Activation = "relu6"
+    batch_norm_decay: float = 0.9997
+    batch_norm_epsilon: float = 0.001
+    dropout: float = 0.001
+    min_depth: int = 8
+
+    def __post_init__(self) -> None:
+        if self.width <= 0:
+            raise ValueError(f"width is {self.width}; it must be above 0")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
+        for field, value, allowed in (
+            ("padding", self.padding, get_args(Padding)),
+            ("activation", self.activation, get_args(Activation)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(allowed)}")
