@@ -1,0 +1,44 @@
+"""The command line that all stages share: `python -m pipelines.<stage> [name] [--scale S]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pipelines.config import Params, load
+
+
+def stage_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that every stage has; `doc` is the stage module's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", help="a block of scales: in params.yaml (default: the scale it names)")
+    return parser
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns a user's mistake (ValueError) into one line on stderr and exit code 1, and Ctrl-C into exit code 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_stage(
+    stage: Callable[[Params, str, str], None], what: str, doc: str | None, argv: list[str] | None = None
+) -> None:
+    """Parse `<what> [--scale S]`, load `params.yaml` and call `stage(params, scale, name)`."""
+    parser = stage_parser(doc)
+    parser.add_argument(what, help=f"a {what} of params.yaml")
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        params = load()
+        stage(params, arguments.scale or params.scale, getattr(arguments, what))

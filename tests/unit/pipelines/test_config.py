@@ -1,0 +1,110 @@
+"""params.yaml is refused with the file, the key, the value and what is allowed."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.config import load
+
+PARAMS = Path("params.yaml")
+
+
+@pytest.fixture
+def tree():
+    return yaml.safe_load(PARAMS.read_text())
+
+
+def write(tmp_path, tree):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def test_both_scales_have_every_row_of_the_paper():
+    params = load()
+    for scale in ("sample", "paper"):
+        runs = params.runs("imagenet", scale)
+        assert len(runs) == 22
+        grid = {(run.width, run.resolution) for run in runs.values() if run.net == "mobilenet"}
+        assert grid == {(width, size) for width in (1.0, 0.75, 0.5, 0.25) for size in (224, 192, 160, 128)}
+    assert {run.kind for run in params.runs("imagenet", "sample").values()} == {"local", "ddp", "async"}
+    assert {run.kind for run in params.runs("imagenet", "paper").values()} == {"async"}
+
+
+def test_a_row_overrides_the_defaults_key_by_key(tmp_path, tree):
+    tree["scales"]["sample"]["recipes"]["imagenet"]["runs"]["imagenet_w025_r128"] = {"optimizer": {"momentum": 0.5}}
+    run = load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"]
+    assert run.optimizer.momentum == 0.5
+    assert run.optimizer.learning_rate == 0.045
+    assert run.input_size == 32
+
+
+DEFAULTS = ("scales", "sample", "recipes", "imagenet", "defaults")
+DATASET = ("scales", "paper", "datasets", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("scale",), "tiny", "scale 'tiny' is unknown; there are: paper, sample"),
+        (("colour",), 1, "colour: Extra inputs are not permitted"),
+        ((*DEFAULTS, "epocs"), 3, "run imagenet_w100_r224: epocs: Extra inputs are not permitted"),
+        ((*DEFAULTS, "epochs"), -1, "epochs: Input should be greater than 0 .given: -1."),
+        ((*DEFAULTS, "kind"), "sync", "kind: Input should be 'local', 'ddp' or 'async' .given: 'sync'."),
+        ((*DEFAULTS, "num_workers"), 3, "kind local has 1 worker, not num_workers 3"),
+        ((*DEFAULTS, "resolution_divisor"), 3, "resolution 224 is not a multiple of 3"),
+        ((*DEFAULTS, "augment", "min_area"), 1.0, None),
+        ((*DEFAULTS, "augment", "min_aspect"), 2.0, "min_aspect 2.0 is above max_aspect 1.33"),
+        ((*DEFAULTS, "optimizer", "learning_rate"), float("inf"), "learning_rate: Input should be a finite number"),
+        ((*DATASET, "files", "ILSVRC2012_img_val.tar", "checksum"), "md5:12", "'md5:12' is not md5:<32 hex digits> or"),
+        ((*DATASET, "shard", "bad_images"), "ignore", "bad_images: Input should be 'error' or 'skip'"),
+        (("tables", "imagenet", "dataset"), "imagenot", "tables.imagenet.dataset 'imagenot' is unknown"),
+        (("tables", "imagenet", "runs", "w_1.0"), {}, "run 'w_1.0': a name is of a-z, 0-9 and _"),
+        (("scales", "paper", "recipes", "imagenet", "runs", "imagenet_w9"), {}, "run 'imagenet_w9' is unknown"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path, tree, keys, value, message):
+    block = tree
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+    path = write(tmp_path, tree)
+    if message is None:
+        load(path)
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(tmp_path, tree):
+    broken = copy.deepcopy(tree)
+    del broken["scales"]["paper"]["recipes"]["imagenet"]["defaults"]["batch_size"]
+    with pytest.raises(ValueError, match="run imagenet_w100_r224: batch_size: Field required"):
+        load(write(tmp_path, broken))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="params.yaml does not exist"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load(tmp_path / "params.yaml")
+
+
+def test_unknown_names_are_refused():
+    params = load()
+    with pytest.raises(ValueError, match="table 'coco' is unknown; there are: imagenet"):
+        params.runs("coco")
+    with pytest.raises(ValueError, match="data set 'cifar' is unknown"):
+        params.dataset("cifar")
+    with pytest.raises(ValueError, match="scale 'huge' is unknown"):
+        params.runs("imagenet", "huge")
+
+
+def test_the_tree_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load().scale = "paper"  # type: ignore[misc]
