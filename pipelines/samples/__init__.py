@@ -1,0 +1,10 @@
+"""Tiny look-alike data sets, written as the upstream archives they stand for: what `sample:` URLs name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.samples import imagenet
+
+SAMPLES: dict[str, Callable[..., Any]] = {"imagenet": imagenet.write}  # (folder, **options: int)
