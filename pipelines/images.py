@@ -1,0 +1,138 @@
+"""Images as they come -> JPEGs that any strict decoder reads: checked once, while sharding, never again.
+
+What is already an upright RGB or grey JPEG keeps its bytes. The rest is decoded and encoded anew, and said to be.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+JPEG_MAGIC = b"\xff\xd8\xff"
+KEPT_COLOURS = ("YCbCr", "Gray")  # what every decoder turns into RGB alike
+OTHER_FORMATS = ("PNG", "GIF", "BMP")
+ORIENTATION = 0x0112
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
+
+# EXIF orientation -> what shows the picture upright (CIPA DC-008, tag 0x0112). 1 and unknown values: as it is.
+UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels),
+}
+
+
+class BadImage(ValueError):  # noqa: N818
+    """Bytes that are no usable image. `cause` is one of the few phrases below, for counting."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class Checked(NamedTuple):
+    """A JPEG fit for a shard, its size in pixels, and why its bytes are not the upstream ones (None: they are)."""
+
+    image: bytes
+    width: int
+    height: int
+    change: str | None
+
+
+def check(image: bytes, max_pixels: int, max_bytes: int, stored_short_side: int | None = None) -> Checked:
+    """A JPEG that decodes without a warning, upright, in YCbCr or grey.
+
+    Anything else is decoded and encoded as RGB JPEG of quality 95: other formats (transparency is dropped, the first
+    frame counts), CMYK and RGB JPEGs, and pictures that an EXIF tag turns (the turn is applied, the tag is gone). With
+    `stored_short_side`, larger pictures are shrunk to that shorter side and encoded at quality 90.
+
+    Raises BadImage: "empty", "too many bytes", "not an image", "broken header", "too many pixels" (from the header
+    alone, before anything is allocated), "truncated", "corrupt". Damage that still decodes without a complaint, as
+    many single flipped bits do, cannot be seen here: the archives' checksums are for that.
+    """
+    if not image:
+        raise BadImage("empty")
+    if len(image) > max_bytes:
+        raise BadImage("too many bytes")
+    pixels, change = (_jpeg if image.startswith(JPEG_MAGIC) else _pillow)(image, max_pixels)
+    changes = [change] if change else []
+    upright = UPRIGHT.get(_orientation(image) or 1)
+    if upright:
+        pixels = upright(pixels)
+        changes.append("turned")
+    height, width = pixels.shape[:2]
+    quality, chroma = 95, "444"
+    if stored_short_side is not None and min(height, width) > stored_short_side:
+        quality, chroma = 90, "420"
+        scale = stored_short_side / min(height, width)
+        height, width = round(height * scale), round(width * scale)
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        changes.append("shrunk")
+    if not changes:
+        return Checked(image, width, height, None)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling=chroma)
+    return Checked(jpeg, width, height, ", ".join(changes))
+
+
+def _jpeg(image: bytes, max_pixels: int) -> tuple[Pixels, str | None]:
+    """Pixels and, if the colours are not kept as they are, their name. The decoder is strict: warnings are errors."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        raise BadImage("broken header") from None
+    _cap(height * width, max_pixels)
+    try:
+        pixels = simplejpeg.decode_jpeg(image, "RGB")
+    except ValueError as error:
+        raise BadImage("truncated" if "Premature end of JPEG" in str(error) else "corrupt") from None
+    return pixels, None if colours in KEPT_COLOURS else colours.lower()
+
+
+def _pillow(image: bytes, max_pixels: int) -> tuple[Pixels, str]:
+    """Pixels and the name of the format. Pillow's own bound, 179 million pixels, holds beside `max_pixels`."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=OTHER_FORMATS) as opened:
+            _cap(opened.width * opened.height, max_pixels)
+            if opened.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+                grey = (np.asarray(opened) >> 8).astype(np.uint8)
+                return np.stack([grey] * 3, axis=-1), str(opened.format).lower()
+            return np.asarray(opened.convert("RGB")), str(opened.format).lower()
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise BadImage("too many pixels" if bomb else "not an image") from None
+    except BadImage:
+        raise
+    except PILLOW_ERRORS as error:
+        raise BadImage("truncated" if "truncated" in str(error).lower() else "corrupt") from None
+
+
+def _orientation(image: bytes) -> int | None:
+    """The EXIF tag, or None. Where it cannot be read there is no turn to apply: viewers do the same."""
+    try:
+        formats = ("JPEG", *OTHER_FORMATS)
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=formats) as opened:
+            orientation = opened.getexif().get(ORIENTATION)
+            return orientation if isinstance(orientation, int) else None
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
+        return None
+
+
+def _cap(pixels: int, max_pixels: int) -> None:
+    if pixels > max_pixels:
+        raise BadImage("too many pixels")
