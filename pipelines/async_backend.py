@@ -1,0 +1,118 @@
+"""Parameter servers as Ray actors, owned by a Ray Train backend, and the workers' line to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.worker_group import ReplicaGroup
+
+from pipelines.parameter_server import ParameterShard, Push, Reply, ServerPlan, Vector
+
+# A restarted server is back when its process has started and read its snapshot.
+RETURN_SECONDS = 300.0
+RETRY_SECONDS = 0.2
+
+
+class RayServers:
+    """`remote_optimizer.Servers` on actor handles, one request to each in flight at once."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self.handles = handles
+
+    @classmethod
+    def connect(cls, plan: ServerPlan) -> RayServers:
+        """The line to a run's servers, found by their names."""
+        return cls([ray.get_actor(plan.actor_name(index)) for index in range(plan.num_servers)])
+
+    def start(self, worker: int, weights: Sequence[Vector], statistics: Sequence[Vector]) -> list[Reply]:
+        return self._ask("start", [(worker, *parts) for parts in zip(weights, statistics, strict=True)])
+
+    def pull(self, worker: int) -> list[Reply]:
+        return self._ask("pull", [(worker,)] * len(self.handles))
+
+    def push(self, pushes: Sequence[Push]) -> list[Reply]:
+        return self._ask("push", [(push,) for push in pushes])
+
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Reply]:
+        asked = list(zip(self.handles, arguments, strict=True))
+        references = [getattr(server, method).remote(*values) for server, values in asked]
+        return [
+            self._answer(server, method, values, reference)
+            for (server, values), reference in zip(asked, references, strict=True)
+        ]
+
+    def _answer(self, server: Any, method: str, values: tuple[Any, ...], reference: Any) -> Reply:
+        """A server's reply; where the server has died, its reply to the question put again once it is back.
+
+        A push is never put again: it may or may not have been applied, and was computed on state that is lost.
+        In its place the weights are pulled, and the reply says "lost".
+        """
+        deadline = time.monotonic() + RETURN_SECONDS
+        lost = False
+        while True:
+            try:
+                reply: Reply = ray.get(reference)
+                return reply._replace(status="lost") if lost else reply
+            except RayActorError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
+            if method == "push":
+                lost, method, values = True, "pull", (values[0].worker,)
+            reference = getattr(server, method).remote(*values)
+
+
+@dataclass
+class ParameterServerConfig(TorchConfig):
+    """Tells Ray Train to run independent workers around the parameter servers of `plan`."""
+
+    plan: ServerPlan | None = None
+    server_cpus: float = 0.0
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _ParameterServerBackend
+
+
+class _ParameterServerBackend(Backend):
+    """Owns the servers. Replica groups of one make Ray Train replace a dead worker alone (Ray 2.60, developer API)."""
+
+    has_replica_groups = True
+
+    def __init__(self) -> None:
+        self.actors: list[Any] = []
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        if isinstance(worker_group, ReplicaGroup):
+            return  # one worker is being replaced; the servers have never stopped
+        assert isinstance(backend_config, ParameterServerConfig)
+        plan = backend_config.plan
+        assert plan is not None
+        options = {
+            "num_cpus": backend_config.server_cpus,
+            "max_restarts": -1,  # comes back from its snapshot
+            "max_task_retries": 0,  # a push repeated by Ray could be applied twice
+            "scheduling_strategy": "SPREAD",
+        }
+        server: Any = ray.remote(ParameterShard)
+        self.actors = [
+            server.options(name=plan.actor_name(index), **options).remote(plan, index)
+            for index in range(plan.num_servers)
+        ]
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002 - Ray's interface
+        if isinstance(worker_group, ReplicaGroup):
+            return
+        try:
+            ray.get([actor.snapshot.remote() for actor in self.actors])
+        finally:
+            for actor in self.actors:
+                ray.kill(actor)
+            self.actors = []

@@ -1,0 +1,97 @@
+"""One run as the processes that train and evaluate it need it: values of `params.yaml` turned into those of `tasks`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.config import Run
+from pipelines.parameter_server import ServerPlan
+from tasks.augment import Bounds
+from tasks.nets import NetSpec, build
+from tasks.nets.complexity import count
+from tasks.optim import RMSprop, Staircase
+
+RULES = {"rmsprop": RMSprop}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as a worker needs it: picklable, with absolute paths and nothing left to look up.
+
+    shards: the data set's folder. folder: the run's own, for checkpoints, snapshots, curve and weights; on storage
+    that every node sees. name: unlike any other run's, so that nothing is taken over from a run that was different.
+    """
+
+    run: Run
+    name: str
+    shards: Path
+    folder: Path
+    num_samples: int
+    num_classes: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Images behind one update of the weights: all workers' together unless each updates alone."""
+        return self.run.batch_size * (self.run.num_workers if self.run.kind == "ddp" else 1)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the weights in the whole run."""
+        return math.ceil(self.run.epochs * self.num_samples / self.samples_per_step)
+
+    @property
+    def rule(self) -> RMSprop:
+        """The update rule."""
+        values = self.run.optimizer
+        return RULES[values.rule](values.decay, values.momentum, values.epsilon)
+
+    @property
+    def learning_rate(self) -> Staircase:
+        """The learning rate by update of the weights: the servers' global step in asynchronous training."""
+        schedule = self.run.schedule
+        steps = schedule.decay_epochs * self.num_samples / self.samples_per_step
+        return Staircase(self.run.optimizer.learning_rate, schedule.decay_rate, steps, schedule.warmup_steps)
+
+    @property
+    def servers(self) -> ServerPlan:
+        """What the parameter servers of an asynchronous run are told."""
+        servers = self.run.servers
+        return ServerPlan(
+            name=self.name,
+            num_servers=servers.num_servers,
+            num_workers=self.run.num_workers,
+            folder=self.folder,
+            rule=self.rule,
+            learning_rate=self.learning_rate,
+            average_decay=self.run.optimizer.weight_average,
+            total_steps=self.total_steps,
+            policy=servers.staleness,
+            max_staleness=servers.max_staleness,
+            snapshot_steps=servers.snapshot_steps,
+            log_steps=self.run.log_steps,
+        )
+
+
+def net_spec(run: Run, num_classes: int) -> NetSpec:
+    """The net of a run, with as many outputs as asked for."""
+    return NetSpec(net=run.net, width=run.width, num_classes=num_classes, **run.net_options.model_dump())
+
+
+def bounds(run: Run) -> Bounds:
+    """What a run's training images are distorted by."""
+    return Bounds(**run.augment.model_dump(exclude={"antialias", "central_fraction"}))
+
+
+def counts(run: Run, num_classes: int) -> dict[str, int]:
+    """Mult-Adds and parameters of a run's net at the paper's input size, for so many classes."""
+    with torch.device("meta"):
+        counted = count(build(net_spec(run, num_classes)), run.resolution)
+    return {
+        "mult_adds": counted.mult_adds,
+        "parameters": counted.parameters,
+        "parameters_all": counted.parameters_all,
+    }

@@ -1,0 +1,236 @@
+"""The function that each worker of a run executes: net, task, reader and optimizer joined in one Lightning fit.
+
+Three kinds share it. `local` and `ddp` apply gradients with a `LocalOptimizer` and keep checkpoints of their own;
+in `async` the parameter servers own the weights, the progress and the snapshots, and the worker owns nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import Run
+from pipelines.curve import Curve
+from pipelines.files import write_json
+from pipelines.job import Job, bounds, net_spec
+from pipelines.parameter_server import load_snapshot, save_atomically
+from pipelines.reader import training_batches
+from pipelines.remote_optimizer import RemoteOptimizer, Servers
+from tasks import TASKS
+from tasks.base import Batch
+from tasks.module import TaskModule
+from tasks.nets import build
+from tasks.optim import Flat, FlatOptimizer, FlatState, LocalOptimizer, finish_gradient, flatten
+
+CHECKPOINT, WEIGHTS, SUMMARY, CURVE = "checkpoint.pt", "weights.pt", "summary.json", "curve.jsonl"
+
+# Lightning and torch speak of things that are so by design here.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*does not have a `__len__`.*")
+
+
+def train_local(job: Job) -> None:
+    """Train in this process, from the newest checkpoint where there is one; leaves weights, summary and curve."""
+    _train_flat(job, rank=0, trainer_options={"devices": 1})
+
+
+def train_ddp(config: dict[str, Any]) -> None:
+    """One worker of synchronous data-parallel training, run by Ray Train; `config["job"]` is the Job."""
+    import ray.train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    options = {"devices": "auto", "strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()]}
+    _train_flat(config["job"], ray.train.get_context().get_world_rank(), options)
+
+
+def train_async(config: dict[str, Any]) -> None:
+    """One worker of asynchronous training, run by Ray Train; it stops when the servers have made their last step."""
+    import ray.train
+
+    from pipelines.async_backend import RayServers
+
+    job: Job = config["job"]
+    train_with_servers(job, RayServers.connect(job.servers), ray.train.get_context().get_world_rank())
+
+
+def train_with_servers(job: Job, servers: Servers, rank: int) -> None:
+    """Push gradients to `servers` until they are done."""
+    run = job.run
+    max_lead = run.servers.max_staleness if run.servers.staleness == "wait" else None
+    stop = _StopWhenFinished()
+
+    def make_optimizer(module: TaskModule, net: nn.Module) -> RemoteOptimizer:
+        stop.optimizer = RemoteOptimizer(
+            net, _finish(run), servers, run.servers.num_servers, rank, run.batch_size, lambda: module.metrics, max_lead
+        )
+        return stop.optimizer
+
+    _fit(job, rank, make_optimizer, [stop], {"devices": 1}, endless=True)
+
+
+def _train_flat(job: Job, rank: int, trainer_options: dict[str, Any]) -> None:
+    recorder = _Recorder(job)
+
+    def make_optimizer(_: TaskModule, net: nn.Module) -> LocalOptimizer:
+        optimizer = LocalOptimizer(net, _finish(job.run), partial(_state, job))
+        if (job.folder / CHECKPOINT).exists():
+            checkpoint = load_snapshot(job.folder / CHECKPOINT)
+            optimizer.flat_state.load_state_dict(checkpoint["state"])
+            optimizer.flat.statistics.copy_(checkpoint["statistics"])
+            recorder.seconds_before = checkpoint["seconds"]
+        recorder.optimizer = optimizer
+        return optimizer
+
+    _fit(job, rank, make_optimizer, [recorder] if rank == 0 else [], trainer_options, endless=False)
+
+
+def _state(job: Job, weights: Tensor) -> FlatState:
+    return FlatState(weights, job.rule, job.learning_rate, job.run.optimizer.weight_average)
+
+
+def _finish(run: Run) -> Callable[[Flat], None]:
+    return partial(finish_gradient, weight_decay=run.optimizer.weight_decay, clip_norm=run.optimizer.clip_norm)
+
+
+def _fit(
+    job: Job,
+    rank: int,
+    make_optimizer: Callable[[TaskModule, nn.Module], FlatOptimizer],
+    callbacks: list[Any],
+    trainer_options: dict[str, Any],
+    *,
+    endless: bool,
+) -> None:
+    """One Lightning fit of one worker; the reader starts where the optimizer, once made, says that it stands."""
+    run = job.run
+    torch.manual_seed(run.seed)  # every worker builds the same initial weights
+    net = build(net_spec(run, job.num_classes)).to(memory_format=torch.channels_last)
+    module = TaskModule(
+        TASKS[run.task],
+        net,
+        lambda net: make_optimizer(module, net),
+        lambda steps: run.seed * 1_000_003 + steps * run.num_workers + rank,
+    )
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="gpu" if run.worker_gpus else "cpu",
+        precision=run.precision,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        **trainer_options,
+    )
+    trainer.fit(module, train_dataloaders=_Batches(job, rank, module, endless=endless))
+
+
+class _Batches:
+    """The batches that are left to one worker; read when the optimizer is there to say how many steps are made."""
+
+    def __init__(self, job: Job, rank: int, module: TaskModule, *, endless: bool) -> None:
+        self.job, self.rank, self.module, self.endless = job, rank, module, endless
+
+    def __iter__(self) -> Iterator[Batch]:
+        run = self.job.run
+        done = self.module.optimizer.steps
+        together = run.batch_size * run.num_workers
+        return training_batches(
+            self.job.shards,
+            "train",
+            size=run.input_size,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            rank=self.rank,
+            world=run.num_workers,
+            start_sample=done * together,
+            num_samples=None if self.endless else (self.job.total_steps - done) * together,
+            bounds=bounds(run),
+            antialias=run.augment.antialias,
+            threads=run.decode_threads,
+            block_shards=run.block_shards,
+            targets=TASKS[run.task].collate,
+        )
+
+
+class _StopWhenFinished(pl.Callback):
+    """Ends the fit of an asynchronous worker when the servers have made their last step."""
+
+    optimizer: RemoteOptimizer
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = self.optimizer.finished
+
+
+class _Recorder(pl.Callback):
+    """Writes the curve and the checkpoints of a run, and at its end the weights and the summary.
+
+    Under `ddp` the curve's loss is that of rank 0's part of each batch; its images per second are everyone's.
+    """
+
+    optimizer: LocalOptimizer
+    seconds_before = 0.0
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def on_train_start(self, *_: Any) -> None:
+        self.curve = Curve(self.job.folder / CURVE, self.job.run.log_steps, self.job.total_steps, self.optimizer.steps)
+        self.began = time.monotonic()
+
+    def on_train_batch_end(self, _: pl.Trainer, module: TaskModule, *__: Any) -> None:  # type: ignore[override]
+        steps = self.optimizer.steps
+        rate = self.job.learning_rate(steps - 1)
+        self.curve.add(steps, self.job.samples_per_step, {**module.metrics, "learning_rate": rate})
+        if steps % self.job.run.checkpoint_steps == 0 and steps < self.job.total_steps:
+            content = {
+                "state": self.optimizer.flat_state.state_dict(),
+                "statistics": self.optimizer.flat.statistics,
+                "seconds": self._seconds(),
+            }
+            save_atomically(content, self.job.folder / CHECKPOINT)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.curve.close()
+        steps = self.optimizer.steps
+        assert steps == self.job.total_steps, f"{steps} of {self.job.total_steps} steps"
+        write_summary(self.job, {"seconds": self._seconds()})
+        export(self.job, self.optimizer.flat_state.evaluated, self.optimizer.flat.statistics)
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+
+def export(job: Job, weights: Tensor, statistics: Tensor) -> None:
+    """Write a finished run's flat vectors as the state dict of its net: plain contiguous tensors by name."""
+    net = build(net_spec(job.run, job.num_classes)).to(memory_format=torch.channels_last)
+    flat = flatten(net)
+    flat.weights.copy_(weights)
+    flat.statistics.copy_(statistics)
+    # The counters of BatchNorm are not floats and do not travel: each layer has seen every update.
+    state = {
+        name: value.contiguous() if value.is_floating_point() else torch.tensor(job.total_steps)
+        for name, value in net.state_dict().items()
+    }
+    save_atomically(state, job.folder / WEIGHTS)
+
+
+def write_summary(job: Job, record: dict[str, Any]) -> None:
+    """What a finished run says of itself: steps, seconds, images per second, and what its servers counted."""
+    images = job.total_steps * job.samples_per_step
+    seconds = record["seconds"]
+    rates = {"images_per_second": images / seconds, "updates_per_second": job.total_steps / seconds}
+    summary = {"steps": job.total_steps, "images": images, **rates, **record}
+    write_json(job.folder / SUMMARY, summary)

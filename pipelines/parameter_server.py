@@ -1,0 +1,268 @@
+"""Parameter servers: each holds a slice of the flat weights and applies a gradient as soon as it arrives.
+
+`ParameterShard` is a plain class that becomes a Ray actor at launch. The servers belong to a Ray Train backend with
+replica groups: a dead worker is replaced alone while the others go on. As in DistBelief (Dean et al. 2012) the slices
+are updated independently of one another; a push goes to all of them, and each counts its own global step.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.curve import Curve
+from tasks.optim import FlatState, RMSprop, Staircase
+
+Vector = NDArray[np.float32]
+Policy = Literal["none", "scale", "drop", "wait"]
+Status = Literal["pulled", "applied", "duplicate", "dropped", "lost", "finished"]
+
+
+class ServerPlan(NamedTuple):
+    """What every server of a run is told.
+
+    policy: what a gradient means that was computed on weights `staleness` updates old. none: applied as it is (the
+    paper's); scale: its learning rate is divided by max(1, staleness) (Zhang et al. 2015, arXiv 1511.05950); drop:
+    refused beyond max_staleness; wait: applied, and a worker that is more than max_staleness pushes ahead of the
+    slowest one waits (stale synchronous parallel, Ho et al. 2013).
+    """
+
+    name: str
+    num_servers: int
+    num_workers: int
+    folder: Path  # snapshots and the curve; on storage that every node sees
+    rule: RMSprop
+    learning_rate: Staircase
+    average_decay: float | None
+    total_steps: int
+    policy: Policy
+    max_staleness: int
+    snapshot_steps: int
+    log_steps: int
+
+    def actor_name(self, index: int) -> str:
+        """The name under which workers find the server's actor."""
+        return f"{self.name}-server-{index}"
+
+    def snapshot(self, index: int) -> Path:
+        """Where a server keeps its state."""
+        return self.folder / f"server_{index}.pt"
+
+
+class Push(NamedTuple):
+    """A worker's gradient for one slice: (P_i,) float32, and what its step did to the BatchNorm statistics (S_i,).
+
+    sequence: the worker's count of pushes, from 1; version: the server's step when the weights were pulled.
+    """
+
+    worker: int
+    sequence: int
+    incarnation: str
+    version: int
+    gradient: Vector
+    before: Vector
+    after: Vector
+    samples: int
+    metrics: dict[str, float]
+
+
+class Reply(NamedTuple):
+    """What became of a push, and the slice as it is now.
+
+    lead: how many pushes the worker is ahead of the slowest one, where it should wait at all.
+    """
+
+    status: Status
+    weights: Vector
+    statistics: Vector
+    version: int
+    sequence: int
+    incarnation: str
+    lead: int
+    finished: bool
+
+
+class ParameterShard:
+    """One slice of the weights with its slots, its running average and its share of the BatchNorm statistics.
+
+    Comes up from its snapshot where there is one, under a new incarnation, so that what workers computed on the
+    lost state is refused. A push is applied at most once: its sequence must be beyond the worker's last.
+    """
+
+    def __init__(self, plan: ServerPlan, index: int) -> None:
+        self.plan = plan
+        self.index = index
+        self.incarnation = secrets.token_hex(8)
+        self.sequences: dict[int, int] = {}
+        self.staleness: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.pushes: Counter[int] = Counter()
+        self.seconds = 0.0
+        self.state: FlatState | None = None
+        self.statistics = torch.zeros(0)
+        if plan.snapshot(index).exists():
+            self._restore()
+        self.curve = None if index else Curve(plan.folder / "curve.jsonl", plan.log_steps, plan.total_steps, self.step)
+        self._last_push = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """Updates applied to this slice."""
+        return 0 if self.state is None else self.state.step
+
+    def start(self, worker: int, weights: Vector, statistics: Vector) -> Reply:
+        """Take the initial values, unless there are some already: all workers offer the same ones."""
+        if self.state is None:
+            self._initialise(torch.from_numpy(weights.copy()), torch.from_numpy(statistics.copy()))
+            self.snapshot()  # from now on, a restarted server has something to come back from
+        return self.pull(worker)
+
+    def pull(self, worker: int) -> Reply:
+        """The slice as it is now."""
+        return self._reply(worker, "pulled")
+
+    def push(self, push: Push) -> Reply:
+        """Apply a gradient, or say why not; either way the slice as it is then."""
+        assert self.state is not None, "start comes before push"
+        staleness = self.step - push.version
+        refusal = self._refusal(push, staleness)
+        if refusal is not None:
+            self.refused[refusal] += 1
+            if refusal == "dropped":
+                self.sequences[push.worker] = push.sequence
+            return self._reply(push.worker, refusal)
+        scale = 1 / max(1, staleness) if self.plan.policy == "scale" else 1.0
+        rate = self.plan.learning_rate(self.step) * scale
+        self.state.apply(as_tensor(push.gradient), scale)
+        # A fresh push replaces the statistics exactly; a stale one adds the change it made, as TensorFlow's
+        # assign_moving_average does with a variable that many workers share.
+        self.statistics = as_tensor(push.after) + (self.statistics - as_tensor(push.before))
+        self._account(push, staleness, rate)
+        if self.step % self.plan.snapshot_steps == 0 or self.step == self.plan.total_steps:
+            self.snapshot()
+        return self._reply(push.worker, "applied")
+
+    def snapshot(self) -> None:
+        """Write everything to storage under a temporary name, then rename: a snapshot is whole or not there."""
+        if self.state is None:
+            return
+        content = {
+            "state": self.state.state_dict(),
+            "statistics": self.statistics,
+            "sequences": dict(self.sequences),
+            "record": self.record(),
+        }
+        save_atomically(content, self.plan.snapshot(self.index))
+
+    def record(self) -> dict[str, Any]:
+        """What happened so far: counts by staleness, by cause of refusal, by worker, and the seconds it took.
+
+        A push that was under way when the server died is in none of them.
+        """
+        return {
+            "staleness": dict(self.staleness),
+            "refused": dict(self.refused),
+            "pushes": dict(self.pushes),
+            "seconds": self.seconds,
+        }
+
+    def _refusal(self, push: Push, staleness: int) -> Status | None:
+        if push.incarnation != self.incarnation:
+            return "lost"
+        if push.sequence <= self.sequences.get(push.worker, 0):
+            return "duplicate"
+        if self.step >= self.plan.total_steps:
+            return "finished"
+        if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
+            return "dropped"
+        return None
+
+    def _account(self, push: Push, staleness: int, rate: float) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._last_push
+        self._last_push = now
+        self.sequences[push.worker] = push.sequence
+        self.staleness[staleness] += 1
+        self.pushes[push.worker] += 1
+        if self.curve is not None:
+            values = {**push.metrics, "learning_rate": rate, "staleness": staleness}
+            self.curve.add(self.step, push.samples, values)
+
+    def _reply(self, worker: int, status: Status) -> Reply:
+        sequence = self.sequences.get(worker, 0)
+        slowest = min(self.sequences.get(other, 0) for other in range(self.plan.num_workers))
+        weights = np.zeros(0, np.float32) if self.state is None else self.state.weights.numpy()
+        return Reply(
+            status=status,
+            weights=weights,
+            statistics=self.statistics.numpy(),
+            version=self.step,
+            sequence=sequence,
+            incarnation=self.incarnation,
+            lead=sequence - slowest if self.plan.policy == "wait" else 0,
+            finished=self.step >= self.plan.total_steps,
+        )
+
+    def _initialise(self, weights: torch.Tensor, statistics: torch.Tensor) -> None:
+        self.state = FlatState(weights, self.plan.rule, self.plan.learning_rate, self.plan.average_decay)
+        self.statistics = statistics
+
+    def _restore(self) -> None:
+        content = load_snapshot(self.plan.snapshot(self.index))
+        self._initialise(content["state"]["weights"].clone(), content["statistics"])
+        assert self.state is not None
+        self.state.load_state_dict(content["state"])
+        self.sequences = content["sequences"]
+        record = content["record"]
+        self.staleness, self.refused = Counter(record["staleness"]), Counter(record["refused"])
+        self.pushes, self.seconds = Counter(record["pushes"]), record["seconds"]
+
+
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """`torch.save` under a temporary name, flushed to the disk, then renamed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_snapshot(path: Path) -> dict[str, Any]:
+    """What `save_atomically` wrote; nothing in it is unpickled but tensors and plain containers."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+class Assembled(NamedTuple):
+    """A finished run's flat vectors, put together from all servers' snapshots."""
+
+    weights: torch.Tensor  # (P,): the running average where one is kept
+    statistics: torch.Tensor  # (S,)
+    record: dict[str, Any]  # of server 0
+
+
+def assemble(plan: ServerPlan) -> Assembled:
+    """The final weights, from the servers' snapshots and never from a worker."""
+    snapshots = [load_snapshot(plan.snapshot(index)) for index in range(plan.num_servers)]
+    steps = [snapshot["state"]["step"] for snapshot in snapshots]
+    assert steps == [plan.total_steps] * plan.num_servers, f"servers ended at steps {steps}"
+    parts = [snapshot["state"]["slots"].get("average", snapshot["state"]["weights"]) for snapshot in snapshots]
+    statistics = torch.cat([snapshot["statistics"] for snapshot in snapshots])
+    return Assembled(torch.cat(parts), statistics, snapshots[0]["record"])
+
+
+def as_tensor(array: Vector) -> torch.Tensor:
+    """A view of an array that arrived through Ray: read-only memory, which is only read here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

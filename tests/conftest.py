@@ -1,0 +1,72 @@
+"""A tiny data set and runs on it, for tests of what trains."""
+
+import json
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from pipelines.config import Run, load
+from pipelines.shards import Index, Split, Stored, read_index, write_shard
+
+NUM_CLASSES = 3
+
+
+def _stored(key, generator):
+    """An image whose class is the channel that is bright."""
+    label = key % NUM_CLASSES
+    pixels = generator.integers(0, 90, (40, 48, 3), dtype=np.uint8)
+    pixels[..., label] += 120
+    fields = json.dumps({"name": f"{key}.JPEG", "label": label}).encode()
+    return Stored(key, simplejpeg.encode_jpeg(pixels, quality=90), fields, 40, 48)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory):
+    """96 training images in 3 shards and 30 to evaluate on, in 3 classes that any net can tell apart."""
+    folder = tmp_path_factory.mktemp("tiny_shards")
+    generator = np.random.default_rng(0)
+    train = [
+        write_shard(folder, f"train-{part:06d}", (_stored(key, generator) for key in range(32 * part, 32 * part + 32)))
+        for part in range(3)
+    ]
+    val = [write_shard(folder, "val-000000", (_stored(key, generator) for key in range(30)))]
+    splits = {"train": Split(96, tuple(train)), "val": Split(30, tuple(val))}
+    index = Index("tiny", tuple("rgb"), splits, {}, {})
+    (folder / "index.json").write_bytes(index.to_json())
+    return folder
+
+
+@pytest.fixture
+def make_job(tiny_shards, tmp_path):
+    """Makes a Job of MobileNet 0.25 at 64 px on the tiny data; keywords replace values of its Run."""
+    from pipelines.job import Job  # imports torch, which most tests do without
+
+    count = 0
+
+    def make(folder=None, **changes):
+        nonlocal count
+        count += 1
+        base = load().runs("imagenet", "sample")["imagenet_w025_r128"].model_dump()
+        defaults = {
+            "resolution": 64,
+            "resolution_divisor": 1,
+            "epochs": 2,
+            "batch_size": 8,
+            "decode_threads": 0,
+            "log_steps": 1,
+            "checkpoint_steps": 5,
+            "schedule": {"decay_rate": 0.9, "decay_epochs": 1, "warmup_steps": 0},
+            "optimizer": {**base["optimizer"], "learning_rate": 0.1, "clip_norm": None},
+            "augment": {**base["augment"], "min_saturation": 1.0, "max_saturation": 1.0, "min_area": 0.8},
+        }
+        merged = {**base, **defaults}
+        for key, value in changes.items():
+            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+        run = Run.model_validate(merged)
+        folder = folder or tmp_path / f"job_{count}"
+        folder.mkdir(exist_ok=True)
+        index = read_index(tiny_shards)
+        return Job(run, f"{run.name}-{folder.name}", tiny_shards, folder, index.splits["train"].samples, NUM_CLASSES)
+
+    return make
