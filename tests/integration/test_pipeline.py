@@ -1,0 +1,178 @@
+"""`dvc repro` on a small copy of the project: nothing twice, one row alone, on again after a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.curve import read_curve
+
+ROOT = Path(__file__).parents[2]
+ROWS = ("imagenet_w025_r128", "imagenet_w025_r160")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Project:
+    """A copy of the project with two small rows, and DVC in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("pipelines", "tasks"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "dvc.yaml", folder)
+        path = Path(sys.executable).parent
+        self.environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        sample = params["scales"]["sample"]
+        data = sample["datasets"]["imagenet"]
+        data["origin"] = "sample:imagenet?classes=10&train=32&val=5&size=128&seed=1"
+        data["shard"]["samples"] = {"train": 320, "val": 50}
+        for recipes in (scale["recipes"]["imagenet"] for scale in params["scales"].values()):
+            recipes["runs"] = {}
+        sample["recipes"]["imagenet"]["defaults"].update(epochs=2, log_steps=1, checkpoint_steps=4)
+        table = params["tables"]["imagenet"]
+        table["runs"] = {name: table["runs"][name] for name in ROWS}
+        self.write(params)
+        self.run("dvc", "init", "--no-scm", "--quiet")
+
+    def write(self, params):
+        self.params = params
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def set_row(self, name, **values):
+        self.params["tables"]["imagenet"]["runs"][name].update(values)
+        self.write(self.params)
+
+    def run(self, *command, check=True):
+        answer = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert not check or answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout + answer.stderr
+
+    def repro(self):
+        return self.run("dvc", "repro", "evaluate")
+
+    def row(self, name):
+        return self.folder / "results/sample/imagenet/train" / name
+
+    def fingerprints(self):
+        return {name: json.loads((self.row(name) / "run.json").read_text())["fingerprint"] for name in ROWS}
+
+    def curves(self):
+        """Each row carries the time it was made: equal curves are of one training."""
+        return {name: (self.row(name) / "curve.jsonl").read_text() for name in ROWS}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.repro()
+    return made
+
+
+def test_the_graph_ends_in_metrics_that_dvc_shows(project):
+    metrics = json.loads((project.folder / "results/sample/imagenet/metrics.json").read_text())
+    assert set(metrics["runs"]) == set(ROWS)
+    assert all(run["samples"] == 50 for run in metrics["runs"].values())
+    assert metrics["runs"]["imagenet_w025_r128"]["mult_adds"] == 13_570_048
+    assert "imagenet_w025_r128" in project.run("dvc", "metrics", "show")
+
+
+def test_a_second_repro_runs_nothing(project):
+    assert "Data and pipelines are up to date" in project.repro()
+
+
+def test_editing_one_row_trains_that_row_alone(project):
+    before, curves = project.fingerprints(), project.curves()
+    project.set_row(ROWS[1], seed=7)
+    assert "imagenet: 1 of 2 runs to train" in project.repro()
+    after = project.fingerprints()
+    assert after[ROWS[0]] == before[ROWS[0]]
+    assert project.curves()[ROWS[0]] == curves[ROWS[0]]
+    assert after[ROWS[1]] != before[ROWS[1]]
+
+
+def test_words_in_the_code_train_nothing(project):
+    curves = project.curves()
+    code = project.folder / "tasks" / "losses.py"
+    code.write_text(code.read_text() + "# a remark\n")
+    assert "imagenet: 0 of 2 runs to train" in project.repro()
+    assert project.curves() == curves
+
+
+def test_a_killed_stage_keeps_its_finished_rows_and_goes_on_with_the_broken_one(project):
+    for name in ROWS:
+        project.set_row(name, seed=11, epochs=8)
+    fingerprints = project.fingerprints()
+    stage = subprocess.Popen(
+        ["dvc", "repro", "evaluate"], cwd=project.folder, env=project.environment, start_new_session=True
+    )
+    steps = 8 * 320 // 32
+    work = project.folder / "results/sample/work"
+
+    def curve():
+        return [row for path in work.glob(f"{ROWS[1]}-*/curve.jsonl") for row in read_curve(path)]
+
+    while not any(row["step"] >= 20 for row in curve()):
+        assert stage.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(stage.pid, signal.SIGKILL)
+    stage.wait()
+    finished = project.fingerprints()
+    assert finished[ROWS[0]] != fingerprints[ROWS[0]]
+    assert finished[ROWS[1]] == fingerprints[ROWS[1]]
+    curves = project.curves()
+    assert "imagenet: 1 of 2 runs to train" in project.repro()
+    assert project.curves()[ROWS[0]] == curves[ROWS[0]]
+    assert [row["step"] for row in read_curve(project.row(ROWS[1]) / "curve.jsonl")] == list(range(1, steps + 1))
+    assert not list(work.glob("imagenet_*"))
+
+
+def test_a_changed_config_never_takes_up_an_old_checkpoint(project):
+    project.set_row(ROWS[1], seed=12)
+    stage = subprocess.Popen(
+        ["dvc", "repro", "evaluate"], cwd=project.folder, env=project.environment, start_new_session=True
+    )
+    work = project.folder / "results/sample/work"
+    while not list(work.glob(f"{ROWS[1]}-*/checkpoint.pt")):
+        assert stage.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(stage.pid, signal.SIGKILL)
+    stage.wait()
+    project.set_row(ROWS[1], seed=11)
+    before = (project.folder / "results/sample/imagenet/metrics.json").read_text()
+    project.set_row(ROWS[1], seed=13)
+    project.repro()
+    rows = read_curve(project.row(ROWS[1]) / "curve.jsonl")
+    assert rows[0]["step"] == 1  # from the beginning: its own checkpoint is the only one that it would go on from
+    assert (project.folder / "results/sample/imagenet/metrics.json").read_text() != before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("row", ROWS)
+def test_ctrl_c_fails_the_stage_in_a_ray_run_and_in_the_local_one_after_it(project, row):
+    project.set_row(ROWS[0], kind="ddp", num_workers=2, seed=20 + ROWS.index(row), epochs=40)
+    project.set_row(ROWS[1], seed=20 + ROWS.index(row), epochs=40)
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train", "imagenet"],
+        cwd=project.folder,
+        env=project.environment,
+        start_new_session=True,
+        # Where a shell started the tests in the background, children would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    work = project.folder / "results/sample/work"
+    while not any(read_curve(path) for path in work.glob(f"{row}-*/curve.jsonl")):
+        assert stage.poll() is None, "the stage ended before it could be interrupted"
+        time.sleep(0.01)
+    os.killpg(stage.pid, signal.SIGINT)
+    assert stage.wait(timeout=60) not in (0, None)
+    assert list(work.glob(f"{row}-*"))  # what it goes on from

@@ -1,0 +1,96 @@
+"""The shape of the project: one-way imports, light entry points, a fixed top level."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("fetch", "shard", "train", "evaluate", "report")
+RAY_MODULES = {"async_backend", "launch", "loop"}
+TOP_LEVEL = {
+    *("README.md", "pyproject.toml", "dvc.yaml", "params.yaml"),
+    *("pipelines", "tasks", "infra", "tests"),
+    *("dvc.lock", "LICENSE"),
+}
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path):
+    """Every dotted name that a file imports, wherever in it the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def packages(path):
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", modules("tasks"), ids=str)
+def test_tasks_know_nothing_of_how_they_are_run(path):
+    assert not packages(path) & {"pipelines", "ray", "dvc", "mlflow", "webdataset", "pathlib", "os"}
+
+
+@pytest.mark.parametrize("path", modules("pipelines"), ids=str)
+def test_heavy_systems_are_imported_in_few_places(path):
+    found = packages(path)
+    assert "ray" not in found or path.stem in RAY_MODULES
+    assert "mlflow" not in found or path.parent.name == "tracking"
+    assert not found & {"dvc", "tests", "infra"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_do_not_import_each_other(stage):
+    others = {f"pipelines.{other}" for other in STAGES if other != stage}
+    assert not imports(ROOT / "pipelines" / f"{stage}.py") & others
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_comes_without_heavy_imports(stage):
+    code = (
+        f"import sys; from pipelines.{stage} import main\n"
+        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "--scale" in answer.stdout
+
+
+@pytest.mark.parametrize("stage", ["fetch", "shard", "train", "evaluate"])
+def test_a_mistake_is_one_line_and_exit_code_1(stage):
+    command = [sys.executable, "-m", f"pipelines.{stage}", "nothing_of_that_name"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "'nothing_of_that_name' is unknown; there are: imagenet" in line
+
+
+def test_the_top_level_is_fixed():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name.split(os.sep)[0] for name in files.splitlines() if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_lock_file_pins_every_dependency_and_names_no_host():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
+    lines = (ROOT / "infra" / "requirements.lock").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    assert {re.match(r"[\w-]+", name)[0].lower() for name in wanted} <= pinned
+    assert not [line for line in lines if "://" in line or line.startswith("-")]
