@@ -34,7 +34,6 @@ class Cell(NamedTuple):
 
 NOT_PRINTED = Cell("-", "missing")
 NOT_RUN = Cell("not run", "missing")
-OTHER_DATA = Cell("other data", "apart")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _ours(key: str, column: Column, printed: str | None, result: Result | None, 
     low, high = (_in_units(result[f"{key}_{end}"], column) for end in ("low", "high"))
     interval = Cell(f"{low:.{column.decimals}f} to {high:.{column.decimals}f}")
     count = Cell(f"{result[f'{key}_correct']:,} of {result['samples']:,}")
-    return [shown, interval, count, measured_difference(printed, ours, column.decimals) if comparable else OTHER_DATA]
+    return [shown, interval, count, measured_difference(printed, ours, column.decimals, comparable)]
 
 
 def _in_units(value: float, column: Column) -> Decimal:
@@ -116,9 +115,12 @@ def plain_number(value: Decimal) -> int | float:
     return int(value) if value == int(value) else float(value)
 
 
-def measured_difference(printed: str | None, ours: Decimal, decimals: int) -> Cell:
-    """Ours less the paper's, in the units printed."""
-    return NOT_PRINTED if printed is None else Cell(f"{ours - Decimal(printed):+.{decimals}f}")
+def measured_difference(printed: str | None, ours: Decimal, decimals: int, comparable: bool) -> Cell:
+    """Ours less the paper's, in the units printed; marked where ours is of other data than the paper's."""
+    if printed is None:
+        return NOT_PRINTED
+    difference = f"{ours - Decimal(printed):+.{decimals}f}"
+    return Cell(difference) if comparable else Cell(f"{difference}, other data", "apart")
 
 
 def count_difference(printed: str | None, exact: Decimal, decimals: int) -> Cell:

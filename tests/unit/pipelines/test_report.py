@@ -197,7 +197,7 @@ def test_a_row_on_the_page(made: Path):
     conv, mobilenet = rows["table_4"][2:]
     assert mobilenet == [
         "MobileNet",
-        "70.6", "83.3", "77.3 to 88.3", "200 of 240", "other data",
+        "70.6", "83.3", "77.3 to 88.3", "200 of 240", "+12.7, other data",
         "569", "568.74", "equal",
         "4.2", "4.209", "equal",
     ]  # fmt: skip
@@ -296,11 +296,11 @@ def test_whether_data_compares_is_read_from_the_metrics_and_not_from_the_scale()
     assert "anything scale are of the anything data" in data_statement(smaller, [], DATA)
 
 
-def test_one_row_on_smaller_inputs_is_not_compared_but_its_neighbour_is():
+def test_one_row_on_smaller_inputs_is_marked_but_its_neighbour_is_not():
     metrics = paper_metrics()
     metrics["runs"]["imagenet_conv_w100_r224"]["input_size"] = 112
     table = runs_table("table_4", PAPER.runs["table_4"], PAPER, metrics)
-    assert [row[5].text for row in table.rows] == ["other data", "+0.5"]
+    assert [row[5].text for row in table.rows] == ["-0.6, other data", "+0.5"]
     assert "inputs divided by 2." in table.statement
 
 
