@@ -1,8 +1,8 @@
 """The report stage: `python -m pipelines.report` sets the paper's numbers and ours side by side.
 
 Reads the `metrics.json` of every table that `paper.yaml` has rows of, and the curves of its runs; writes a folder with
-`index.html` (one page, complete in itself), `report.md`, `tables/*.csv`, the figures, and `plots/` for `dvc plots`.
-The same input gives the same bytes.
+`index.html` (one page, complete in itself), `report.md`, `tables/*.csv`, the figures, and `plots/` and `metrics/` for
+`dvc plots` and `dvc metrics`. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pipelines.tables import Metrics, Record, Table, data_statement, departures,
 
 log = logging.getLogger(__name__)
 CURVE_POINTS = 200  # a longer curve is averaged down to so many
+DVC_METRICS = ("top1", "top1_low", "top1_high", "top5", "mult_adds", "parameters")  # columns of `dvc metrics show`
 
 Losses = Sequence[tuple[int, float]]  # (global step, mean training loss since the entry before)
 
@@ -103,11 +104,7 @@ def report_files(
     texts = {
         "index.html": html_page(paper, scale, summary, sections),
         "report.md": markdown_page(paper, scale, summary, sections),
-        "plots/accuracy_vs_mult_adds.csv": csv_text(plotted_rows(results)),
-        **{
-            f"plots/curves/{run}.csv": csv_text([Record(run=run, step=step, loss=loss) for step, loss in rows])
-            for run, rows in losses.items()
-        },
+        **dvc_files(results, losses),
         **{f"tables/{table.name}.csv": csv_text(table.records) for section in sections for table in section.tables},
     }
     pictures = [picture for section in sections for picture in section.pictures]
@@ -137,16 +134,15 @@ def accuracy_pictures(paper: Paper, metrics: Mapping[str, Metrics], planned: Map
 def figure_points(
     figure: Figure, table: Runs, paper: Paper, metrics: Metrics, planned: Mapping[str, Run]
 ) -> list[Point]:
-    """A point for each row that was run, or whose accuracy and cost the paper prints."""
+    """A point for each planned row that was run, or whose accuracy and cost the paper prints."""
     points = []
+    unit = paper.columns[figure.x].unit
     for row in table.rows:
-        result = metrics["runs"].get(row.run)
-        unit = paper.columns[figure.x].unit
+        run, result = planned.get(row.run), metrics["runs"].get(row.run)
         cost = float(result[figure.x] / unit) if result else row.published.get(figure.x)
         printed = row.published.get("top1")
         ours = (100 * result["top1_low"], 100 * result["top1"], 100 * result["top1_high"]) if result else None
-        if cost is not None:
-            run = planned[row.run]
+        if run is not None and cost is not None:
             points.append(Point(run.width, run.resolution, float(cost), ours, float(printed) if printed else None))
     return points
 
@@ -193,10 +189,16 @@ def summarise(
     return summary
 
 
-def plotted_rows(results: Mapping[str, Mapping[str, float]]) -> list[Record]:
-    """Cost and accuracy of every run, for `dvc plots`."""
+def dvc_files(results: Mapping[str, Mapping[str, float]], losses: Mapping[str, Losses]) -> dict[str, str]:
+    """What `dvc plots` and `dvc metrics` show: cost and accuracy of every run, its curve, and its line of metrics."""
     keys = ("net", "width", "resolution", "mult_adds", "parameters", "top1", "top1_low", "top1_high")
-    return [Record(run=run, **{key: result[key] for key in keys}) for run, result in results.items()]
+    points = [Record(run=run, **{key: result[key] for key in keys}) for run, result in results.items()]
+    files = {"plots/accuracy_vs_mult_adds.csv": csv_text(points)}
+    for run, rows in losses.items():
+        files[f"plots/curves/{run}.csv"] = csv_text([Record(run=run, step=step, loss=loss) for step, loss in rows])
+    for run, result in results.items():
+        files[f"metrics/{run}.json"] = json.dumps({key: result[key] for key in DVC_METRICS}, indent=2) + "\n"
+    return files
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -177,6 +177,7 @@ def test_writes_every_file(made: Path):
         *(f"tables/{name}.csv" for name in names),
         *(f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")),
         *(f"plots/curves/{run}.csv" for run in sample_metrics()["runs"]),
+        *(f"metrics/{run}.json" for run in sample_metrics()["runs"]),
     }  # fmt: skip
 
 
