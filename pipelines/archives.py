@@ -88,11 +88,16 @@ def _header(block: bytes, archive: str, position: int) -> tarfile.TarInfo:
         raise ValueError(f"{archive}: no tar header at byte {position} ({error})") from None
 
 
+def check_name(name: str, archive: str) -> None:
+    """Pass if a member's name stays inside its archive. Raises ValueError that names both."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{archive}: member name {name!r} is not a path inside the archive")
+
+
 def _check(info: tarfile.TarInfo, archive: str, max_bytes: int) -> None:
-    name = PurePosixPath(info.name)
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
         raise ValueError(f"{archive}: member {info.name!r} is not a plain file (tar type {info.type!r})")
-    if name.is_absolute() or ".." in name.parts or not name.parts or "\\" in info.name:
-        raise ValueError(f"{archive}: member name {info.name!r} is not a path inside the archive")
+    check_name(info.name, archive)
     if not 0 <= info.size <= max_bytes or (info.isdir() and info.size):
         raise ValueError(f"{archive}: member {info.name!r} claims {info.size} bytes, allowed are {max_bytes}")

@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.section import Section, parsed
 
 PARAMS_FILE = Path("params.yaml")
 CHECKSUM_LENGTHS = {"md5": 32, "sha256": 64}
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A block of `params.yaml`: immutable, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class File(Section):
@@ -53,7 +49,8 @@ class Sharding(Section):
     max_pixels: Positive  # an image that claims more is bad: refused from its header alone
     max_bytes: Positive
     bad_images: Literal["error", "skip"]
-    samples: dict[str, Positive]  # split -> the number of samples that must be found
+    samples: dict[str, Positive | None]  # split -> the number of samples that must be found; null: any number
+    options: dict[str, Any] = {}  # the source's own: see its file in pipelines/sources
 
 
 class Dataset(Section):
@@ -249,10 +246,7 @@ class Params(Section):
         runs = {}
         for name, row in table.runs.items():
             merged = _merge(_merge(recipe.defaults, row), recipe.runs.get(name, {}))
-            try:
-                runs[name] = Run.model_validate({**merged, "name": name, "task": table.task})
-            except ValidationError as error:
-                raise ValueError(_readable(error, f"run {name}")) from None
+            runs[name] = parsed(Run, {**merged, "name": name, "task": table.task}, f"run {name}")
         return runs
 
     def _scale(self, scale: str | None) -> str:
@@ -262,7 +256,8 @@ class Params(Section):
 def load(path: Path = PARAMS_FILE) -> Params:
     """Parse and check a parameter file, every run in it included. Raises ValueError with file, key and value."""
     try:
-        params = Params.model_validate(yaml.safe_load(path.read_text()))
+        values = yaml.safe_load(path.read_text())
+        params = parsed(Params, values, "")
         for scale in params.scales:
             for table in params.tables:
                 params.runs(table, scale)
@@ -270,8 +265,6 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise ValueError(f"{path} does not exist; run this from the project's folder") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    except ValidationError as error:
-        raise ValueError(_readable(error, str(path))) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return params
@@ -290,11 +283,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both_blocks = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both_blocks else value
     return merged
-
-
-def _readable(error: ValidationError, where: str) -> str:
-    """The first complaint in one line: where it is, what was given, what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {first['input']!r:.80})"
-    return f"{where}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{given}"

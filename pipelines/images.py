@@ -55,16 +55,25 @@ class Checked(NamedTuple):
     change: str | None
 
 
-def check(image: bytes, max_pixels: int, max_bytes: int, stored_short_side: int | None = None) -> Checked:
+def check(
+    image: bytes,
+    max_pixels: int,
+    max_bytes: int,
+    stored_short_side: int | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    upright: bool = True,
+) -> Checked:
     """A JPEG that decodes without a warning, upright, in YCbCr or grey.
 
     Anything else is decoded and encoded as RGB JPEG of quality 95: other formats (transparency is dropped, the first
     frame counts), CMYK and RGB JPEGs, and pictures that an EXIF tag turns (the turn is applied, the tag is gone). With
-    `stored_short_side`, larger pictures are shrunk to that shorter side and encoded at quality 90.
+    `stored_short_side`, larger pictures are shrunk to that shorter side and encoded at quality 90. With `crop` (top,
+    left, height, width, in pixels as they are stored), only that part is kept; what of it lies outside is left out.
+    Without `upright`, a turning tag is not obeyed.
 
     Raises BadImage: "empty", "too many bytes", "not an image", "broken header", "too many pixels" (from the header
-    alone, before anything is allocated), "truncated", "corrupt". Damage that still decodes without a complaint, as
-    many single flipped bits do, cannot be seen here: the archives' checksums are for that.
+    alone, before anything is allocated), "truncated", "corrupt", "empty crop". Damage that still decodes without a
+    complaint, as many single flipped bits do, cannot be seen here: the archives' checksums are for that.
     """
     if not image:
         raise BadImage("empty")
@@ -72,9 +81,15 @@ def check(image: bytes, max_pixels: int, max_bytes: int, stored_short_side: int 
         raise BadImage("too many bytes")
     pixels, change = (_jpeg if image.startswith(JPEG_MAGIC) else _pillow)(image, max_pixels)
     changes = [change] if change else []
-    upright = UPRIGHT.get(_orientation(image) or 1)
-    if upright:
-        pixels = upright(pixels)
+    if crop is not None:
+        top, left, height, width = crop
+        pixels = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+        if not pixels.size:
+            raise BadImage("empty crop")
+        changes.append("cropped")
+    turn = UPRIGHT.get(_orientation(image) or 1) if upright else None
+    if turn:
+        pixels = turn(pixels)
         changes.append("turned")
     height, width = pixels.shape[:2]
     quality, chroma = 95, "444"

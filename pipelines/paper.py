@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from pipelines.config import Section
+from pipelines.section import Section, parsed
 
 PAPER_FILE = Path(__file__).with_name("paper.yaml")
 
@@ -103,8 +103,4 @@ class Paper(Section):
 
 def load_paper(path: Path = PAPER_FILE) -> Paper:
     """Parse and check the published numbers. Raises ValueError that names the file and the key."""
-    try:
-        return Paper.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parsed(Paper, yaml.safe_load(path.read_text()), str(path))

@@ -36,6 +36,7 @@ from pipelines.command import run_stage
 from pipelines.config import Params, Sharding
 from pipelines.files import locked
 from pipelines.images import BadImage, Checked, check
+from pipelines.section import parsed
 from pipelines.shards import INDEX, Index, Shard, Split, Stored, write_shard
 from pipelines.sources import SOURCES
 from pipelines.sources.base import Sample, Source, Unit
@@ -106,7 +107,7 @@ def write_shards(
     Raises ValueError for archives that are not as their source wants them, for a bad image if `settings.bad_images`
     is "error", and for another number of samples than `settings.samples` asks for.
     """
-    classes, units = source.classes(raw), source.units(raw)
+    classes, units = source.classes(raw), source.units(raw, parsed(source.options, settings.options, "shard.options"))
     part, old = (target.with_name(f"{target.name}.{end}") for end in ("part", "old"))
     _remove(part, old)  # of a run that was killed
     spool = part / "spool"
@@ -140,7 +141,7 @@ def _check_unit(source: Source, spool: Path, settings: Sharding, number: int, un
         for sample in source.samples(unit):
             found[sample.split] += 1
             try:
-                image = check(sample.image, settings.max_pixels, settings.max_bytes, settings.stored_short_side)
+                image = _checked(sample, settings, source.upright)
             except BadImage as error:
                 if settings.bad_images == "error":
                     archive = f"{sample.place.path}: " if sample.place else ""
@@ -154,6 +155,13 @@ def _check_unit(source: Source, spool: Path, settings: Sharding, number: int, un
             file.write(entry)
     arrays = {split: np.array(rows, dtype=np.int64) for split, rows in entries.items()}
     return Checkup(arrays, found, skipped, reencoded)
+
+
+def _checked(sample: Sample, settings: Sharding, upright: bool) -> Checked:
+    if settings.stored_short_side is not None and "objects" in sample.fields:
+        raise ValueError("shard.stored_short_side must be null where there are boxes: they are in pixels of the image")
+    limits = (settings.max_pixels, settings.max_bytes, settings.stored_short_side)
+    return check(sample.image, *limits, crop=sample.crop, upright=upright)
 
 
 def _entry(sample: Sample, image: Checked) -> bytes:
@@ -186,7 +194,7 @@ def _gather(
         skipped += checkup.skipped
         reencoded += checkup.reencoded
     for split in sorted({*found, *settings.samples}):
-        if found[split] != settings.samples.get(split, 0):
+        if settings.samples.get(split, 0) not in (None, found[split]):
             raise ValueError(
                 f"data set {dataset}: the archives hold {found[split]} samples of split {split!r}, "
                 f"shard.samples in params.yaml says {settings.samples.get(split, 0)}"

@@ -16,15 +16,13 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from pipelines.samples.drawing import HUES, SHAPES, Picture, draw
+from pipelines.samples.drawing import HUES, SHAPES, draw
+from pipelines.samples.writing import ODD_KINDS, add_to_tar, check_ranges, encode, open_tar
 
-ODD_KINDS = ("grey", "cmyk", "turned", "png")
 DEVKIT = "ILSVRC2012_devkit_t12"
 ASPECTS = (4 / 3, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 1.0)  # width / height: mostly 4:3, as upstream
 
@@ -48,39 +46,37 @@ def write(folder: Path, *, classes: int = 12, train: int = 90, val: int = 20, si
     """
     _check(classes, train, val, size)
     leaves = _leaves(classes, train, seed)
-    with (folder / "ILSVRC2012_img_train.tar").open("wb") as file, _tar(file) as outer:
+    with (folder / "ILSVRC2012_img_train.tar").open("wb") as file, open_tar(file) as outer:
         for index, synset in enumerate(leaves):
             inner = io.BytesIO()
-            with _tar(inner) as tar:
+            with open_tar(inner) as tar:
                 for number, image in _images(0, index, classes, train, size, seed):
-                    _add(tar, f"{synset.wnid}_{number + 1}.JPEG", image)
-            _add(outer, f"{synset.wnid}.tar", inner.getvalue())
+                    add_to_tar(tar, f"{synset.wnid}_{number + 1}.JPEG", image)
+            add_to_tar(outer, f"{synset.wnid}.tar", inner.getvalue())
     order = np.random.default_rng([seed, 2]).permutation(classes * val)
     pictures = [image for index in range(classes) for _, image in _images(1, index, classes, val, size, seed)]
-    with (folder / "ILSVRC2012_img_val.tar").open("wb") as file, _tar(file) as tar:
+    with (folder / "ILSVRC2012_img_val.tar").open("wb") as file, open_tar(file) as tar:
         for position, picture in enumerate(order):
-            _add(tar, f"ILSVRC2012_val_{position + 1:08d}.JPEG", pictures[picture])
+            add_to_tar(tar, f"ILSVRC2012_val_{position + 1:08d}.JPEG", pictures[picture])
     truth = "\n".join(str(leaves[picture // val].number) for picture in order)  # as upstream, no final newline
     devkit = {"meta.mat": _meta([*leaves, *_groups(leaves)]), "ILSVRC2012_validation_ground_truth.txt": truth.encode()}
     devkit_tar = io.BytesIO()
-    with _tar(devkit_tar) as tar:
+    with open_tar(devkit_tar) as tar:
         for name in (DEVKIT, f"{DEVKIT}/data"):
-            _add(tar, name, b"", tarfile.DIRTYPE)
+            add_to_tar(tar, name, b"", tarfile.DIRTYPE)
         for name, data in devkit.items():
-            _add(tar, f"{DEVKIT}/data/{name}", data)
+            add_to_tar(tar, f"{DEVKIT}/data/{name}", data)
     (folder / f"{DEVKIT}.tar.gz").write_bytes(gzip.compress(devkit_tar.getvalue(), mtime=0))
 
 
 def _check(classes: int, train: int, val: int, size: int) -> None:
-    ranges = {
-        "classes": (classes, 2, len(SHAPES) * len(HUES)),
-        "train": (train, -(-2 * len(ODD_KINDS) // max(classes, 1)), 10_000),
-        "val": (val, -(-len(ODD_KINDS) // max(classes, 1)), 10_000),
-        "size": (size, 32, 1024),
-    }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise ValueError(f"sample imagenet: {name} {value} is not in {low}..{high}")
+    check_ranges(
+        "imagenet",
+        classes=(classes, 2, len(SHAPES) * len(HUES)),
+        train=(train, -(-2 * len(ODD_KINDS) // max(classes, 1)), 10_000),
+        val=(val, -(-len(ODD_KINDS) // max(classes, 1)), 10_000),
+        size=(size, 32, 1024),
+    )
 
 
 def _design(index: int) -> tuple[str, str]:
@@ -140,30 +136,4 @@ def _images(split: int, index: int, classes: int, count: int, size: int, seed: i
         picture = draw(rng, *_design(index), height, width)
         turn, rest = divmod(index * count + number, step)
         kind = ODD_KINDS[turn % len(ODD_KINDS)] if rest == 0 else "jpeg"
-        yield number, _encode(picture, kind, quality=int(rng.integers(75, 96)))
-
-
-def _encode(picture: Picture, kind: str, quality: int) -> bytes:
-    if kind == "jpeg":
-        return simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420")
-    file = io.BytesIO()
-    image = Image.fromarray(picture)
-    if kind == "png":
-        image.save(file, "PNG")
-    elif kind == "turned":
-        exif = Image.Exif()
-        exif[0x0112] = 6  # "turn by 90 degrees clockwise to show"
-        image.transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", quality=quality, exif=exif)
-    else:
-        image.convert({"grey": "L", "cmyk": "CMYK"}[kind]).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def _tar(file: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.type = len(data), kind
-    tar.addfile(info, io.BytesIO(data))
+        yield number, encode(picture, kind, quality=int(rng.integers(75, 96)))

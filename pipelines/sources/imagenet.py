@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipelines.archives import Member, members, opened, read
-from pipelines.sources.base import Place, Sample, Source
+from pipelines.sources.base import NoOptions, Place, Sample, Source
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, META, TRUTH = "ILSVRC2012_devkit_t12.tar.gz", "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
@@ -58,7 +58,7 @@ def classes(folder: Path) -> list[str]:
     return [f"{leaf.wnid} {leaf.words}" for leaf in leaves]
 
 
-def units(folder: Path) -> list[TrainUnit | ValUnit]:
+def units(folder: Path, _options: NoOptions) -> list[TrainUnit | ValUnit]:
     """Inner tars by WNID, then slices of the validation images by name.
 
     Found from the archives' headers alone. Raises ValueError where train tar, val tar and devkit disagree.

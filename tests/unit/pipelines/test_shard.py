@@ -25,7 +25,7 @@ from pipelines.samples.drawing import HUES
 from pipelines.shard import check_fetched, main, write_shards
 from pipelines.shards import INDEX, Index, read_index, verify
 from pipelines.sources import SOURCES
-from pipelines.sources.base import Sample, Source
+from pipelines.sources.base import NoOptions, Sample, Source
 
 IMAGENET = SOURCES["imagenet"]
 COUNTS = {"train": 48, "val": 24}
@@ -70,7 +70,7 @@ def stored(folder: Path, split: str) -> list[tuple[str, bytes, dict]]:
 
 
 def upstream(raw: Path) -> dict[str, Sample]:
-    return {sample.name: sample for unit in IMAGENET.units(raw) for sample in IMAGENET.samples(unit)}
+    return {sample.name: sample for unit in IMAGENET.units(raw, NoOptions()) for sample in IMAGENET.samples(unit)}
 
 
 def test_every_upstream_image_is_stored_once_with_its_label(raw: Path, shards: Path) -> None:
@@ -169,7 +169,7 @@ def toy_samples(unit: int) -> Iterator[Sample]:
         yield Sample("train", f"{number}.jpg", image, {"boxes": [[number, 2.5]], "text": '\u2603 \n "'})
 
 
-TOY = Source(lambda _: [], lambda _: [0, 1], toy_samples)
+TOY = Source(lambda _: [], lambda *_: [0, 1], toy_samples)
 
 
 def test_a_bad_image_stops_the_work_and_is_named(raw: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ for unit in range(units):
             tar.addfile(info, io.BytesIO(jpeg))
 settings = Sharding(seed=0, samples_per_shard=50, stored_short_side=side, max_pixels=10**6, max_bytes=10**6,
                     bad_images="error", samples={{"train": 50 * units}})
-source = Source(lambda _: [], lambda _: list(range(units)), samples)
+source = Source(lambda _: [], lambda *_: list(range(units)), samples)
 write_shards("flat", source, folder, folder / "out", settings, processes=1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 50 * units * len(jpeg) // 1024)
 """

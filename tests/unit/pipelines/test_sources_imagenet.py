@@ -14,7 +14,7 @@ from scipy.io import loadmat, savemat
 
 from pipelines.samples import SAMPLES
 from pipelines.sources import SOURCES, imagenet
-from pipelines.sources.base import Sample
+from pipelines.sources.base import NoOptions, Sample
 
 DEVKIT, TRAIN, VAL = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 META = "ILSVRC2012_devkit_t12/data/meta.mat"
@@ -62,7 +62,7 @@ def change_meta(folder: Path, row: int, field: str, value: object) -> None:
 
 
 def everything(folder: Path) -> list[Sample]:
-    return [sample for unit in SOURCE.units(folder) for sample in SOURCE.samples(unit)]
+    return [sample for unit in SOURCE.units(folder, NoOptions()) for sample in SOURCE.samples(unit)]
 
 
 def test_labels_are_ranks_of_wnids_in_train_and_val(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_classes_are_named_in_label_order(folder: Path) -> None:
 def test_units_are_small_independent_and_picklable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = everything(folder)
     monkeypatch.setattr(imagenet, "VAL_UNIT", 3)
-    units = pickle.loads(pickle.dumps(SOURCE.units(folder)))
+    units = pickle.loads(pickle.dumps(SOURCE.units(folder, NoOptions())))
     assert len(units) == 5 + 4  # 10 validation images in slices of 3
     assert [sample for unit in units for sample in SOURCE.samples(unit)] == whole
     backwards = {sample.name for unit in reversed(units) for sample in SOURCE.samples(unit)}
@@ -108,13 +108,13 @@ def test_missing_archives_are_named(folder: Path) -> None:
     for name in (VAL, TRAIN, DEVKIT):
         (folder / name).unlink()
         with pytest.raises(ValueError, match=rf"{name} does not exist"):
-            SOURCE.units(folder)
+            SOURCE.units(folder, NoOptions())
 
 
 def test_a_class_that_one_side_lacks_is_named(folder: Path) -> None:
     change(folder / TRAIN, **{"n90002714.tar": None})
     with pytest.raises(ValueError, match=r"train\.tar holds 4 classes, .* lists 5; in one of them only: n90002714"):
-        SOURCE.units(folder)
+        SOURCE.units(folder, NoOptions())
 
 
 def test_a_number_of_images_that_the_devkit_denies_is_an_error(folder: Path) -> None:
@@ -134,14 +134,14 @@ def test_an_image_in_the_wrong_inner_tar_is_an_error(folder: Path) -> None:
 def test_a_validation_image_without_ground_truth_is_an_error(folder: Path) -> None:
     change(folder / VAL, **{"ILSVRC2012_val_00000003.JPEG": None})
     with pytest.raises(ValueError, match=r"img_val\.tar holds 9 images, .*ground_truth\.txt .* has 10 lines"):
-        SOURCE.units(folder)
+        SOURCE.units(folder, NoOptions())
 
 
 @pytest.mark.parametrize("number", [b"0", b"6", b"8", b"-1", b"1.0", b"x", "\u0661".encode()])
 def test_ground_truth_that_is_no_leaf_is_an_error(folder: Path, number: bytes) -> None:
     change(folder / DEVKIT, **{TRUTH: b"1\n" * 3 + number + b"\n1" * 6})
     with pytest.raises(ValueError, match=r"ground_truth\.txt line 4: .* is not an ILSVRC2012_ID in 1\.\.5"):
-        SOURCE.units(folder)
+        SOURCE.units(folder, NoOptions())
 
 
 def test_identifiers_that_skip_or_repeat_are_an_error(folder: Path) -> None:

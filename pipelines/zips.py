@@ -1,0 +1,94 @@
+"""Members of zip archives, read in place and one at a time: nothing is extracted, no name becomes a path.
+
+The directory at the archive's end is read once; a member can then be read anywhere by its offset alone, so that the
+pieces of a large archive can be handed to workers.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pipelines.archives import check_name
+
+_LOCAL = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7: signature, ..., length of the name, length of the extra field
+_SIGNATURE = b"PK\x03\x04"
+_ENCRYPTED = 0x1
+_FILE_TYPES = (0, 0o100000)  # of a Unix mode: not said, regular file
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class ZipMember(NamedTuple):
+    """A regular file in a zip: `packed` bytes after the local header at `header`, which unpack to `size` bytes."""
+
+    name: str
+    header: int
+    packed: int
+    size: int
+    method: int
+    crc: int
+
+
+def zip_members(path: Path, *, max_members: int, max_bytes: int) -> list[ZipMember]:
+    """The regular files of a zip, in the order of its directory; folders are passed over.
+
+    Raises ValueError that names archive and member for what is absent or no zip, for links and other special files, for
+    an encrypted member or one packed in another way than by deflate, for a name that is absolute or climbs or comes
+    twice, for more than `max_members`, and for a member above `max_bytes`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is cut or is not a zip archive: {error}") from None
+    if len(infos) > max_members:
+        raise ValueError(f"{path} has more than {max_members} members")
+    found: dict[str, ZipMember] = {}
+    for info in infos:
+        check_name(info.filename, str(path))
+        if (info.external_attr >> 16) & 0o170000 not in (*_FILE_TYPES, 0o040000 if info.is_dir() else 0):
+            raise ValueError(f"{path}: member {info.filename!r} is not a plain file")
+        if info.is_dir():
+            continue
+        if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
+            raise ValueError(f"{path}: member {info.filename!r} is encrypted or packed by method {info.compress_type}")
+        if info.file_size > max_bytes:
+            raise ValueError(f"{path}: member {info.filename!r} claims {info.file_size} bytes, allowed are {max_bytes}")
+        if info.filename in found:
+            raise ValueError(f"{path}: two members are named {info.filename!r}")
+        found[info.filename] = ZipMember(
+            info.filename, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
+        )
+    return list(found.values())
+
+
+def read_zip(file: BinaryIO, archive: str, member: ZipMember) -> tuple[bytes, int | None]:
+    """A member's bytes, and where they lie in `file` if they are not packed.
+
+    Never unpacks more than the directory says. Raises ValueError that names archive and member where the archive is
+    cut, or the bytes are not those that the directory speaks of (size, CRC).
+    """
+    file.seek(member.header)
+    head = file.read(_LOCAL.size)
+    if len(head) < _LOCAL.size or head[:4] != _SIGNATURE:
+        raise ValueError(f"{archive}: member {member.name!r} has no header at byte {member.header}")
+    *_, name_length, extra_length = _LOCAL.unpack(head)
+    offset = member.header + _LOCAL.size + name_length + extra_length
+    file.seek(offset)
+    data = file.read(member.packed)
+    is_whole = len(data) == member.packed
+    if is_whole and member.method == zipfile.ZIP_DEFLATED:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = unpacker.decompress(data, member.size + 1)
+        except zlib.error as error:
+            raise ValueError(f"{archive}: member {member.name!r} does not unpack: {error}") from None
+        is_whole = unpacker.eof
+    if not is_whole or len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise ValueError(f"{archive}: member {member.name!r} is cut or corrupt")
+    return data, offset if member.method == zipfile.ZIP_STORED else None
