@@ -48,6 +48,7 @@ def members(
     could contradict all that, are refused too: `tar --format=ustar` writes none.
     """
     names: set[str] = set()
+    headers = 0
     position, stop = (within.offset, within.offset + within.size) if within else (0, None)
     while True:
         file.seek(position)
@@ -58,6 +59,9 @@ def members(
             return
         info = _header(block, archive, position)
         _check(info, archive, max_bytes)
+        headers += 1  # folders too: an endless row of them would keep a reader busy
+        if headers > max_members:
+            raise ValueError(f"{archive} has more than {max_members} members")
         offset = position + tarfile.BLOCKSIZE
         position = offset + info.size + -info.size % tarfile.BLOCKSIZE
         if stop is not None and position > stop:
@@ -67,8 +71,6 @@ def members(
         if info.name in names:
             raise ValueError(f"{archive}: two members are named {info.name!r}")
         names.add(info.name)
-        if len(names) > max_members:
-            raise ValueError(f"{archive} has more than {max_members} members")
         yield Member(info.name, offset, info.size)
 
 

@@ -37,6 +37,9 @@ class RayServers:
     def pull(self, worker: int) -> list[Reply]:
         return self._ask("pull", [(worker,)] * len(self.handles))
 
+    def standing(self, worker: int) -> list[Reply]:
+        return self._ask("standing", [(worker,)] * len(self.handles))
+
     def push(self, pushes: Sequence[Push]) -> list[Reply]:
         return self._ask("push", [(push,) for push in pushes])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,22 @@ def stage_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+TERMINATED = 128 + signal.SIGTERM
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns a user's mistake (ValueError) into one line on stderr and exit code 1, and Ctrl-C into exit code 130."""
+    """Turns a user's mistake (ValueError), or what the machine refuses (OSError, as no space), into one line on
+    stderr and exit code 1, and Ctrl-C into exit code 130.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as end:  # Lightning's and Ray's answer to SIGTERM: with code 0 DVC would take the stage for done
+        sys.exit(end.code or TERMINATED)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
         sys.exit(130)

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.section import Section, parsed
+from pipelines.section import Section, parsed, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 CHECKSUM_LENGTHS = {"md5": 32, "sha256": 64}
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -43,7 +44,7 @@ class File(Section):
 class Sharding(Section):
     """How a data set becomes shards."""
 
-    seed: int
+    seed: Seed
     samples_per_shard: Positive
     stored_short_side: Positive | None  # null: JPEG bytes go into the shards as they came
     max_pixels: Positive  # an image that claims more is bad: refused from its header alone
@@ -149,7 +150,7 @@ class Run(Section):
     max_failures: Annotated[int, Field(ge=-1)]  # of workers, before the run is given up; -1: never
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Positive  # of one worker
-    seed: int
+    seed: Seed
     precision: Literal["32-true", "bf16-mixed"]
     decode_threads: Annotated[int, Field(ge=0)]  # 0: images are decoded where they are used
     block_shards: Positive  # shards whose samples are shuffled together
@@ -171,7 +172,7 @@ class Run(Section):
 
     def identity(self) -> dict[str, Any]:
         """The values that decide what the weights become: a run that differs in others alone is the same run."""
-        values = self.model_dump(exclude=EXECUTION)
+        values = {**self.model_dump(exclude=EXECUTION), "input_size": self.input_size}
         if self.kind != "async":
             del values["servers"]
         return values
@@ -256,8 +257,7 @@ class Params(Section):
 def load(path: Path = PARAMS_FILE) -> Params:
     """Parse and check a parameter file, every run in it included. Raises ValueError with file, key and value."""
     try:
-        values = yaml.safe_load(path.read_text())
-        params = parsed(Params, values, "")
+        params = parsed(Params, read_yaml(path), "")
         for scale in params.scales:
             for table in params.tables:
                 params.runs(table, scale)

@@ -62,7 +62,7 @@ def download(url: str, path: Path, size: int | None = None, checksum: str | None
     part = part_of(path)
     started = time.monotonic()
     try:
-        fetched = _fetch(url, path, size)
+        fetched = _fetch(url, path, size, is_checked=checksum is not None)
     except (BaseError, FileNotFoundError) as error:  # obstore's "not found" is the builtin one
         raise ValueError(f"{url}: {_first_line(error)}") from None
     except OSError as error:
@@ -94,20 +94,23 @@ class _ChangedError(Exception):
     """The server has other bytes now than those that a `.part` was begun with."""
 
 
-def _fetch(url: str, path: Path, size: int | None) -> int:
+def _fetch(url: str, path: Path, size: int | None, is_checked: bool) -> int:
     """Fill the `.part` of `path` with all bytes of `url` and return how many of them came now."""
     for _ in range(RESTARTS):
         try:
-            return asyncio.run(_fill(url, path, size))
+            return asyncio.run(_fill(url, path, size, is_checked))
         except _ChangedError:
             logger.info(f"{path}: {url} has changed since it was begun; starting again")
             discard(part_of(path))
     raise ValueError(f"{url} changed {RESTARTS} times while it was being fetched")
 
 
-async def _fill(url: str, path: Path, size: int | None) -> int:
+async def _fill(url: str, path: Path, size: int | None, is_checked: bool) -> int:
     part = part_of(path)
     state = resume(part, url)
+    if state and not (state.remote.version or is_checked):
+        logger.info(f"{path}: {url} states no version, and no checksum would tell a mixture; starting again")
+        state = None
     first = next(state.missing(CHUNK), None) if state else (0, 0)
     if first is None:
         return 0
@@ -247,7 +250,8 @@ async def _get_same(store: ObjectStore, remote: Remote, span: tuple[int, int] | 
 
 def _describe(url: str, result: GetResult) -> Remote:
     meta = result.meta
-    return Remote(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+    changed = meta["last_modified"]  # 1970 stands for a server that does not say
+    return Remote(url, meta["size"], meta["e_tag"] or (changed.isoformat() if changed.timestamp() else ""))
 
 
 def _store(url: str) -> ObjectStore:

@@ -57,7 +57,9 @@ def fetch(params: Params, scale: str, name: str) -> None:
 
 
 def fetch_archives(archives: list[Archive], homepage: str) -> list[dict[str, Any]]:
-    """Bring all archives to their paths and return what the manifest says of them: name, bytes, checksum, url.
+    """Bring all archives to their paths and return what the manifest says of them: name, bytes, checksum.
+
+    Not where they came from: archives that move are the same archives, and their shards too.
 
     `homepage` is where a person gets those that no program may download. Raises ValueError for whatever is missing,
     refused or not what it should be.
@@ -69,7 +71,7 @@ def fetch_archives(archives: list[Archive], homepage: str) -> list[dict[str, Any
         SCHEMES.get(scheme, _download)(group, homepage)
     records = [(archive, _record(archive.path)) for archive in archives]
     return [
-        {"name": archive.path.name, "bytes": record["bytes"], "checksum": record["checksum"], "url": archive.url}
+        {"name": archive.path.name, "bytes": record["bytes"], "checksum": record["checksum"]}
         for archive, record in records
     ]
 
@@ -105,6 +107,7 @@ def _write_sample(url: str, archives: list[Archive]) -> None:
     if missing:
         raise ValueError(f"{url} does not write {', '.join(missing)}, only {', '.join(written)}")
     for archive in archives:
+        _keep_what_is_not_ours(archive)
         (folder / archive.path.name).replace(archive.path)
         _verify(archive)
     shutil.rmtree(folder)
@@ -134,6 +137,7 @@ def _link(archives: list[Archive], homepage: str) -> None:
     for archive, source in zip(archives, sources, strict=True):
         if not _is_verified(archive):
             if source != archive.path:
+                _keep_what_is_not_ours(archive)
                 _replace_by_link(archive.path, source)
             _verify(archive)
 
@@ -143,7 +147,8 @@ def _source(archive: Archive) -> Path:
     source = _local(archive.url)
     is_same_folder = source.parent.resolve() == archive.path.parent.resolve()
     was_put_here = archive.path.is_file() and not archive.path.is_symlink() and not _is_outdated(archive)
-    return archive.path if was_put_here or is_same_folder else source
+    is_best = was_put_here and (_state(archive.path, archive.bytes) == "found" or not source.is_file())
+    return archive.path if is_best or is_same_folder else source
 
 
 def _local(url: str) -> Path:
@@ -171,6 +176,14 @@ def _shopping_list(archives: list[Archive], states: list[str], homepage: str) ->
     )
     lines.append("An origin that is a folder is only read: nothing was downloaded.")
     return "\n".join(lines)
+
+
+def _keep_what_is_not_ours(archive: Archive) -> None:
+    """Raises ValueError for a file that somebody put where another one shall go: it may be the only copy."""
+    path = archive.path
+    made_here = scheme_of(_record(path).get("origin", "")) == "sample"
+    if path.is_file() and not path.is_symlink() and not made_here:
+        raise ValueError(f"{path} would be replaced by that of {archive.url}; move it away first if it is not needed")
 
 
 def _replace_by_link(path: Path, source: Path) -> None:

@@ -6,6 +6,7 @@ What is already an upright RGB or grey JPEG keeps its bytes. The rest is decoded
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -22,6 +23,9 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 KEPT_COLOURS = ("YCbCr", "Gray")  # what every decoder turns into RGB alike
 OTHER_FORMATS = ("PNG", "GIF", "BMP")
 ORIENTATION = 0x0112
+# Warnings of libjpeg that leave the picture whole: up to 16 bytes too many between two markers (more of them are what
+# damage to the picture itself looks like), and a number of the format's version that it does not know.
+HARMLESS = re.compile(r"^Corrupt JPEG data: (\d|1[0-6]) extraneous bytes before marker|^Warning: unknown JFIF revision")
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
@@ -66,10 +70,10 @@ def check(
     """A JPEG that decodes without a warning, upright, in YCbCr or grey.
 
     Anything else is decoded and encoded as RGB JPEG of quality 95: other formats (transparency is dropped, the first
-    frame counts), CMYK and RGB JPEGs, and pictures that an EXIF tag turns (the turn is applied, the tag is gone). With
+    frame counts), CMYK and RGB JPEGs, those whose picture is whole though a strict decoder complains ("repaired"), and
+    pictures that an EXIF tag turns (the turn is applied, the tag is gone; without `upright` it is not obeyed). With
     `stored_short_side`, larger pictures are shrunk to that shorter side and encoded at quality 90. With `crop` (top,
     left, height, width, in pixels as they are stored), only that part is kept; what of it lies outside is left out.
-    Without `upright`, a turning tag is not obeyed.
 
     Raises BadImage: "empty", "too many bytes", "not an image", "broken header", "too many pixels" (from the header
     alone, before anything is allocated), "truncated", "corrupt", "empty crop". Damage that still decodes without a
@@ -106,23 +110,27 @@ def check(
 
 
 def _jpeg(image: bytes, max_pixels: int) -> tuple[Pixels, str | None]:
-    """Pixels and, if the colours are not kept as they are, their name. The decoder is strict: warnings are errors."""
+    """Pixels and, if the bytes are not kept as they are, why not. The decoder is strict: warnings are errors."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
-    except ValueError:
+    except ValueError as error:
+        if HARMLESS.search(str(error)):
+            return _pillow(image, max_pixels, ("JPEG",))[0], "repaired"
         raise BadImage("broken header") from None
     _cap(height * width, max_pixels)
     try:
         pixels = simplejpeg.decode_jpeg(image, "RGB")
     except ValueError as error:
+        if HARMLESS.search(str(error)):
+            return _pillow(image, max_pixels, ("JPEG",))[0], "repaired"
         raise BadImage("truncated" if "Premature end of JPEG" in str(error) else "corrupt") from None
     return pixels, None if colours in KEPT_COLOURS else colours.lower()
 
 
-def _pillow(image: bytes, max_pixels: int) -> tuple[Pixels, str]:
+def _pillow(image: bytes, max_pixels: int, formats: tuple[str, ...] = OTHER_FORMATS) -> tuple[Pixels, str]:
     """Pixels and the name of the format. Pillow's own bound, 179 million pixels, holds beside `max_pixels`."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=OTHER_FORMATS) as opened:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=formats) as opened:
             _cap(opened.width * opened.height, max_pixels)
             if opened.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
                 grey = (np.asarray(opened) >> 8).astype(np.uint8)

@@ -1,30 +1,18 @@
 """Starts a run's workers, by kind: in this process, or on Ray Train with or without parameter servers.
 
-Ray is imported by the first run that needs it, and one cluster serves all the runs of a process: the one that
-`RAY_ADDRESS` names (inside `ray job submit` too), else one that this process starts and stops.
+Ray is imported by the first run that needs it, and one cluster serves all the runs of a process.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
+from pipelines.cluster import use_cluster
 from pipelines.job import Job
 from pipelines.loop import CHECKPOINT, WEIGHTS, export, train_async, train_ddp, train_local, write_summary
 from pipelines.parameter_server import assemble
-
-# Ray Train asks its workers how they are every 2 s, and a run's end waits for that question. The preemption watcher
-# (an actor more for each run) does not work with replica groups.
-RAY_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 def launch(job: Job) -> None:
@@ -104,42 +92,3 @@ def _interruptibly(work: Callable[[], Any]) -> None:
     thread.join()
     if errors:
         raise errors[0]
-
-
-def use_cluster(wanted: dict[str, float]) -> None:
-    """Connect to a Ray cluster, or start one here; ValueError where it can never hold what is wanted.
-
-    wanted: amounts of "CPU" and "GPU". A cluster started here counts as many CPUs as are wanted, even on a machine with
-    fewer; one that an earlier run started for less is started anew.
-    """
-    os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
-    import ray
-
-    # Ray tells on every start that its clusters are guarded by a token, which is as it should be.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(ignore_reinit_error=True, **quiet)
-    else:
-        if ray.is_initialized() and ray.cluster_resources().get("CPU", 0) < wanted["CPU"]:
-            ray.shutdown()
-        if not ray.is_initialized():
-            logical = max(os.cpu_count() or 1, math.ceil(wanted["CPU"]))
-            ray.init(address="local", num_cpus=logical, include_dashboard=False, **quiet)
-    there = ray.cluster_resources()
-    for name, amount in wanted.items():
-        if amount > there.get(name, 0.0):
-            raise ValueError(
-                f"the run needs {amount:g} {name} and the Ray cluster has {there.get(name, 0.0):g}; lower num_workers, "
-                "worker_cpus, worker_gpus or servers in params.yaml, or name a larger cluster in RAY_ADDRESS"
-            )
-
-
-def leave_cluster() -> None:
-    """Disconnect from Ray, if a run has connected; stops a cluster that was started here."""
-    import sys
-
-    if "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()

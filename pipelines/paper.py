@@ -6,10 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
-from pipelines.section import Section, parsed
+from pipelines.section import Section, parsed, read_yaml
 
 PAPER_FILE = Path(__file__).with_name("paper.yaml")
 
@@ -103,4 +102,4 @@ class Paper(Section):
 
 def load_paper(path: Path = PAPER_FILE) -> Paper:
     """Parse and check the published numbers. Raises ValueError that names the file and the key."""
-    return parsed(Paper, yaml.safe_load(path.read_text()), str(path))
+    return parsed(Paper, read_yaml(path), str(path))

@@ -112,12 +112,17 @@ class ParameterShard:
         if plan.snapshot(index).exists():
             self._restore()
         self.curve = None if index else Curve(plan.folder / "curve.jsonl", plan.log_steps, plan.total_steps, self.step)
-        self._last_push = time.monotonic()
+        self._last_push: float | None = None  # or the first reply: before it, workers are starting
 
     @property
     def step(self) -> int:
         """Updates applied to this slice."""
         return 0 if self.state is None else self.state.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last update is made."""
+        return self.step >= self.plan.total_steps
 
     def start(self, worker: int, weights: Vector, statistics: Vector) -> Reply:
         """Take the initial values, unless there are some already: all workers offer the same ones."""
@@ -129,6 +134,11 @@ class ParameterShard:
     def pull(self, worker: int) -> Reply:
         """The slice as it is now."""
         return self._reply(worker, "pulled")
+
+    def standing(self, worker: int) -> Reply:
+        """What `pull` says beside the slice, which is empty here: for a worker that waits."""
+        nothing = np.zeros(0, np.float32)
+        return self._reply(worker, "pulled")._replace(weights=nothing, statistics=nothing)
 
     def push(self, push: Push) -> Reply:
         """Apply a gradient, or say why not; either way the slice as it is then."""
@@ -180,7 +190,7 @@ class ParameterShard:
             return "lost"
         if push.sequence <= self.sequences.get(push.worker, 0):
             return "duplicate"
-        if self.step >= self.plan.total_steps:
+        if self.finished:
             return "finished"
         if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
             return "dropped"
@@ -188,6 +198,7 @@ class ParameterShard:
 
     def _account(self, push: Push, staleness: int, rate: float) -> None:
         now = time.monotonic()
+        assert self._last_push is not None, "a push follows a reply"
         self.seconds += now - self._last_push
         self._last_push = now
         self.sequences[push.worker] = push.sequence
@@ -197,19 +208,25 @@ class ParameterShard:
             values = {**push.metrics, "learning_rate": rate, "staleness": staleness}
             self.curve.add(self.step, push.samples, values)
 
-    def _reply(self, worker: int, status: Status) -> Reply:
-        sequence = self.sequences.get(worker, 0)
+    def _lead(self, worker: int) -> int:
         slowest = min(self.sequences.get(other, 0) for other in range(self.plan.num_workers))
+        # A finished server counts no more pushes: what it says of the workers no longer changes.
+        waits = self.plan.policy == "wait" and not self.finished
+        return self.sequences.get(worker, 0) - slowest if waits else 0
+
+    def _reply(self, worker: int, status: Status) -> Reply:
+        if self._last_push is None:
+            self._last_push = time.monotonic()
         weights = np.zeros(0, np.float32) if self.state is None else self.state.weights.numpy()
         return Reply(
             status=status,
             weights=weights,
             statistics=self.statistics.numpy(),
             version=self.step,
-            sequence=sequence,
+            sequence=self.sequences.get(worker, 0),
             incarnation=self.incarnation,
-            lead=sequence - slowest if self.plan.policy == "wait" else 0,
-            finished=self.step >= self.plan.total_steps,
+            lead=self._lead(worker),
+            finished=self.finished,
         )
 
     def _initialise(self, weights: torch.Tensor, statistics: torch.Tensor) -> None:

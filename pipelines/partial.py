@@ -15,11 +15,11 @@ from pipelines.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says of a file: two equal answers are about the same bytes."""
+    """What a server says of a file: two equal answers are about the same bytes, if they name a version."""
 
     url: str
     size: int
-    version: str  # its ETag, or else the time of its last change
+    version: str  # its ETag, or else the time of its last change; empty where the server states neither
 
 
 @dataclass

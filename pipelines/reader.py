@@ -222,7 +222,9 @@ class SplitReader:
         """The shard of each sample, (N,), and its row of the shard's offsets, (N, 6)."""
         shards = np.searchsorted(self._starts, samples, side="right") - 1
         rows = np.empty((len(samples), len(OFFSETS)), dtype=np.int64)
-        for shard in np.unique(shards).tolist():
+        # From the first sample's shard on: threads that come to a new block begin, and verify, each at another shard.
+        touched = np.unique(shards)
+        for shard in np.roll(touched, -np.searchsorted(touched, shards[:1])).tolist():
             here = shards == shard
             rows[here] = self._checked_offsets(shard)[samples[here] - self._starts[shard]]
         return shards, rows

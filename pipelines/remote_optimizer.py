@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from pipelines.parameter_server import Push, Reply, Vector, as_tensor
 from tasks.optim import Flat, FlatOptimizer
 
 WAIT_SECONDS = 0.005
+NOTHING: Vector = np.zeros(0, np.float32)
 
 
 class Servers(Protocol):
@@ -28,6 +30,9 @@ class Servers(Protocol):
 
     def pull(self, worker: int) -> list[Reply]:
         """The slices as they are now."""
+
+    def standing(self, worker: int) -> list[Reply]:
+        """How the servers stand, without the slices."""
 
     def push(self, pushes: Sequence[Push]) -> list[Reply]:
         """Push to all; a server that is gone is waited for, and its reply is a pull with status "lost"."""
@@ -82,13 +87,16 @@ class RemoteOptimizer(FlatOptimizer):
         self.finish(self.flat)
         self.steps += 1
         self._take(self.servers.push(self._pushes()))
-        while self.max_lead is not None and not self.finished and self._lead() > self.max_lead:
-            time.sleep(WAIT_SECONDS)
+        if self._must_wait(self._replies):
+            while self._must_wait(self.servers.standing(self.worker)):
+                time.sleep(WAIT_SECONDS)
             self._take(self.servers.pull(self.worker))
         return loss
 
-    def _lead(self) -> int:
-        return max(reply.lead for reply in self._replies)
+    def _must_wait(self, replies: Sequence[Reply]) -> bool:
+        if self.max_lead is None or all(reply.finished for reply in replies):
+            return False
+        return max(reply.lead for reply in replies) > self.max_lead
 
     def _pushes(self) -> list[Push]:
         metrics = {name: float(value) for name, value in self.metrics().items()}
@@ -115,7 +123,8 @@ class RemoteOptimizer(FlatOptimizer):
 
     @torch.no_grad()
     def _take(self, replies: list[Reply]) -> None:
-        self._replies = replies
+        # The weights are not kept: those of a reply lie in Ray's store for as long as somebody holds them.
+        self._replies = [reply._replace(weights=NOTHING) for reply in replies]
         for reply, part, statistic_part in zip(replies, self._parts, self._statistic_parts, strict=True):
             self.flat.weights[part].copy_(as_tensor(reply.weights))
             self.flat.statistics[statistic_part].copy_(as_tensor(reply.statistics))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
@@ -26,3 +28,20 @@ def parsed(section: type[Parsed], values: Any, where: str) -> Parsed:
     given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {first['input']!r:.80})"
     parts = (where, key, first["msg"].removeprefix("Value error, ") + given)
     raise ValueError(": ".join(part for part in parts if part))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says. Raises ValueError for a key that comes twice in a block: the first would be lost."""
+    with path.open() as file:
+        return yaml.load(file, _Loader)  # noqa: S506  it is a SafeLoader
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML itself forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"line {node.start_mark.line + 1}: key {min(twice)!r} comes twice in one block")
+        return super().construct_mapping(node, deep)

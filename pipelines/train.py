@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import paths, rows, tracking
+from pipelines.cluster import leave_cluster
 from pipelines.command import one_line_errors, stage_parser
 from pipelines.config import Params, Run, load
 from pipelines.files import locked, read_json
@@ -49,14 +50,11 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
     unfinished = {}
     for name, run in runs.items():
         fingerprint = rows.fingerprint(run=run.identity(), data=index.digest, code=code)
-        record = rows.read_record(paths.results(scale, table) / "train" / name)
-        if only in (None, name) and (record is None or record["fingerprint"] != fingerprint):
+        if only in (None, name) and not _is_finished(paths.results(scale, table) / "train" / name, fingerprint):
             unfinished[name] = fingerprint
     log.info("%s: %d of %d runs to train", table, len(unfinished), len(runs))
     if not unfinished:
         return
-
-    from pipelines.launch import leave_cluster
 
     # All are planned, and refused where a net cannot be built, before the first is trained.
     jobs = [_job(runs[name], printed, index, shards, paths.work(scale)) for name, printed in unfinished.items()]
@@ -66,17 +64,26 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
         with tracking.sending() as track:
             for number, (job, record) in enumerate(planned, start=1):
                 name = job.run.name
-                spool = paths.spool(scale, name, record["fingerprint"])
-                track(spool)
-                with locked(job.folder), _tracked(spool, job, record, scale, table, dataset):
-                    _train_run(job, f"[{number}/{len(planned)}] {name}")
-                    record["summary"] = read_json(job.folder / "summary.json")
-                files = [job.folder / name for name in ("weights.pt", "curve.jsonl")]
-                rows.finish(files, record, paths.results(scale, table) / "train" / name)
-                for folder in paths.work(scale).glob(f"{name}-*"):
-                    shutil.rmtree(folder)
+                target = paths.results(scale, table) / "train" / name
+                with locked(paths.work(scale) / "locks" / name):
+                    if _is_finished(target, record["fingerprint"]):
+                        log.info("%s: another process has trained it meanwhile", name)
+                        continue
+                    spool = paths.spool(scale, name, record["fingerprint"])
+                    track(spool)
+                    with _tracked(spool, job, record, scale, table, dataset):
+                        _train_run(job, f"[{number}/{len(planned)}] {name}")
+                        record["summary"] = read_json(job.folder / "summary.json")
+                    rows.finish([job.folder / file for file in ("weights.pt", "curve.jsonl")], record, target)
+                    for folder in paths.work(scale).glob(f"{name}-*"):
+                        shutil.rmtree(folder)
     finally:
         leave_cluster()
+
+
+def _is_finished(folder: Path, fingerprint: str) -> bool:
+    record = rows.read_record(folder)
+    return record is not None and record["fingerprint"] == fingerprint
 
 
 def _job(run: Run, fingerprint: str, index: Index, shards: Path, work: Path) -> Job:
@@ -93,6 +100,7 @@ def _train_run(job: Job, title: str) -> None:
     from pipelines.launch import launch
 
     _announce(job, title)
+    job.folder.mkdir(parents=True, exist_ok=True)
     with watched(job.folder / "curve.jsonl", job.total_steps, title):
         launch(job)
 
@@ -171,7 +179,9 @@ def _tracked(spool: Path, job: Job, record: dict[str, Any], scale: str, table: s
 
 
 def _commit() -> str | None:
-    """The commit that trained the run; None outside a Git checkout."""
+    """The commit that trained the run; None outside a Git checkout, and where there is no Git."""
+    if shutil.which("git") is None:
+        return None
     answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return answer.stdout.strip() or None
 

@@ -7,12 +7,12 @@ field; the devkit's ILSVRC2012_ID is another numbering, used by the ground truth
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipelines.archives import Member, members, opened, read
+from pipelines.matlab import read_mat
 from pipelines.sources.base import NoOptions, Place, Sample, Source
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -141,16 +141,14 @@ def _devkit(path: Path) -> tuple[list[Synset], list[int]]:
 
 
 def _leaves(mat: bytes, where: str) -> list[Synset]:
-    from scipy.io import loadmat
-
     try:
-        table = loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]  # type: ignore[arg-type]
+        table = read_mat(mat, where)["synsets"]
         columns = {name: table[name].tolist() for name in (
             "ILSVRC2012_ID", "WNID", "words", "num_children", "num_train_images")}  # fmt: skip
         rows = list(zip(*columns.values(), strict=True))
         leaves = [Synset(int(number), str(wnid), str(words), int(images))
                   for number, wnid, words, children, images in rows if int(children) == 0]  # fmt: skip
-    except Exception as error:  # SciPy's reader raises nearly anything on broken input
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} is not the devkit's list of synsets: {error!r}") from error
     if sorted(leaf.number for leaf in leaves) != list(range(1, len(leaves) + 1)):
         raise ValueError(f"{where}: the ILSVRC2012_IDs of the {len(leaves)} leaves are not 1..{len(leaves)}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,3 +182,32 @@ def test_ctrl_c_fails_the_stage_in_a_ray_run_and_in_the_local_one_after_it(proje
     os.killpg(stage.pid, signal.SIGINT)
     assert stage.wait(timeout=60) not in (0, None)
     assert list(work.glob(f"{row}-*"))  # what it goes on from
+
+
+def start_training(project, **options):
+    command = [sys.executable, "-m", "pipelines.train", "imagenet"]
+    return subprocess.Popen(command, cwd=project.folder, env=project.environment, **options)
+
+
+def test_sigterm_fails_the_stage_which_goes_on_later(project):
+    for name in ROWS:
+        project.set_row(name, kind="local", num_workers=1, seed=30, epochs=40)
+    stage = start_training(project)
+    work = project.folder / "results/sample/work"
+    while not any(row["step"] >= 10 for path in work.glob(f"{ROWS[0]}-*/curve.jsonl") for row in read_curve(path)):
+        assert stage.poll() is None, "the stage ended before it could be terminated"
+        time.sleep(0.01)
+    stage.terminate()
+    assert stage.wait(timeout=60) == 128 + signal.SIGTERM  # Lightning would have it 0: a finished stage for DVC
+    assert list(work.glob(f"{ROWS[0]}-*/checkpoint.pt"))
+
+
+def test_two_processes_train_a_row_once(project):
+    for name in ROWS:
+        project.set_row(name, kind="local", num_workers=1, seed=31, epochs=2)
+    stages = [start_training(project, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [stage.communicate(timeout=120)[1] for stage in stages]
+    assert [stage.returncode for stage in stages] == [0, 0], said
+    trained = [line for text in said for line in text.splitlines() if re.search(r"imagenet_\w+: \d+ steps, loss", line)]
+    assert len(trained) == len(ROWS)
+    assert "another process has trained it meanwhile" in "".join(said)

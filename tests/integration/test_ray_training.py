@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    from pipelines.launch import leave_cluster, use_cluster
+    from pipelines.cluster import leave_cluster, use_cluster
 
     use_cluster({"CPU": 4, "GPU": 0})
     yield

@@ -58,6 +58,8 @@ DATASET = ("scales", "paper", "datasets", "imagenet")
         ((*DEFAULTS, "augment", "min_area"), 1.0, None),
         ((*DEFAULTS, "augment", "min_aspect"), 2.0, "min_aspect 2.0 is above max_aspect 1.33"),
         ((*DEFAULTS, "optimizer", "learning_rate"), float("inf"), "learning_rate: Input should be a finite number"),
+        ((*DEFAULTS, "batch_size"), True, "batch_size: Input should be a valid integer .given: True."),
+        ((*DATASET, "shard", "seed"), -1, "shard.seed: Input should be greater than or equal to 0 .given: -1."),
         ((*DATASET, "files", "ILSVRC2012_img_val.tar", "checksum"), "md5:12", "'md5:12' is not md5:<32 hex digits> or"),
         ((*DATASET, "shard", "bad_images"), "ignore", "bad_images: Input should be 'error' or 'skip'"),
         (("tables", "imagenet", "dataset"), "imagenot", "tables.imagenet.dataset 'imagenot' is unknown"),
@@ -85,6 +87,13 @@ def test_a_missing_key_is_named(tmp_path, tree):
     del broken["scales"]["paper"]["recipes"]["imagenet"]["defaults"]["batch_size"]
     with pytest.raises(ValueError, match="run imagenet_w100_r224: batch_size: Field required"):
         load(write(tmp_path, broken))
+
+
+def test_a_key_that_comes_twice_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("scale: sample\ntables: {}\nscales:\n  sample:\n    recipes: {}\n    recipes: {}\n")
+    with pytest.raises(ValueError, match=r"params.yaml: line 5: key 'recipes' comes twice in one block"):
+        load(path)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

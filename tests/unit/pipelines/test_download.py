@@ -221,6 +221,22 @@ def test_a_file_that_changed_since_is_fetched_anew(server, tmp_path, caplog, cha
     assert left_in(tmp_path) == ["a.tar"]
 
 
+def test_without_a_version_only_a_checksum_lets_a_download_go_on(server, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    url, served = serve(server, etag=None)
+    interrupt(server, url, served, tmp_path / "a.tar")
+    download(url, tmp_path / "a.tar", len(BODY), SHA256)
+    assert "fetching the rest" in caplog.text
+    (tmp_path / "a.tar").unlink()
+    server.requests.clear()
+    interrupt(server, url, served, tmp_path / "a.tar")
+    caplog.clear()
+    served.body = BODY[::-1]  # nothing that the server says tells it from the first
+    download(url, tmp_path / "a.tar")
+    assert "states no version, and no checksum would tell a mixture; starting again" in caplog.text
+    assert (tmp_path / "a.tar").read_bytes() == BODY[::-1]
+
+
 def test_a_file_that_changes_meanwhile_is_of_one_version(server, tmp_path):
     def change(served: Served) -> None:
         if len(server.requests) == 8:

@@ -100,7 +100,6 @@ def test_archives_are_downloaded_and_listed(server, stated):
                 "name": name,
                 "bytes": len(BODIES[name]),
                 "checksum": checksum(name, algorithm),
-                "url": f"{server.url}/v1/{name}",
             }
             for name in sorted(BODIES)
         ],
@@ -110,7 +109,7 @@ def test_archives_are_downloaded_and_listed(server, stated):
 def test_a_file_may_have_a_url_of_its_own(server):
     server.files["/else"] = server.files.pop("/v1/b.tar")
     urls = {"b.tar": f"{server.url}/else?id=7"}
-    assert run(f"{server.url}/v1", urls=urls)["files"][1]["url"] == urls["b.tar"]
+    run(f"{server.url}/v1", urls=urls)
     assert fetched() == BODIES
 
 
@@ -174,9 +173,9 @@ def test_what_was_verified_is_held_to_what_is_stated_later(server, capsys):
 
 
 def test_a_mirror_of_a_verified_file_is_not_asked(server):
-    run(f"{server.url}/v1")
+    manifest = run(f"{server.url}/v1")
     server.requests.clear()
-    assert run(f"{server.url}/v2")["files"][0]["url"] == f"{server.url}/v2/a.tar"
+    assert run(f"{server.url}/v2") == manifest  # what depends on it need not be made again
     assert server.requests == []
 
 
@@ -208,7 +207,6 @@ def test_a_sample_is_written_once(calls):
     manifest = run("sample:toys?letters=2&times=30", stated=False)
     assert calls == [(2, 30)]
     assert fetched() == {"a.tar": b"a." * 30, "b.tar": b"b." * 30}
-    assert {file["url"] for file in manifest["files"]} == {"sample:toys?letters=2&times=30"}
     assert run("sample:toys?letters=2&times=30", stated=False) == manifest
     assert calls == [(2, 30)]
 
@@ -252,6 +250,19 @@ def test_a_wrong_sample_says_what_is_allowed(calls, capsys, origin, message):
 def test_a_sample_that_lacks_a_file_is_named(monkeypatch, capsys):
     monkeypatch.setitem(SAMPLES, "toys", lambda folder: place(folder, {"a.tar": b"a"}))
     assert "sample:toys does not write b.tar, only a.tar" in failure(capsys, "sample:toys", stated=False)
+
+
+def test_a_file_that_somebody_put_there_is_never_replaced(calls, capsys, project):
+    place(FOLDER, {"a.tar": b"mine"})
+    says = "a.tar would be replaced by that of sample:toys; move it away first if it is not needed"
+    assert says in failure(capsys, "sample:toys", stated=False)
+    assert (FOLDER / "a.tar").read_bytes() == b"mine"
+    place(project / "one", BODIES)
+    (FOLDER / "a.tar").write_bytes(BODIES["a.tar"])
+    run("one", stated=False)
+    place(project / "two", {name: b"other" for name in BODIES})
+    assert "a.tar would be replaced by that of two/a.tar" in failure(capsys, "two", stated=False)
+    assert fetched()["a.tar"] == BODIES["a.tar"]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])

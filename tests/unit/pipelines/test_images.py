@@ -239,6 +239,54 @@ def test_flipped_bits_that_derail_the_decoder_are_refused() -> None:
     assert silent >= 40
 
 
+def with_stray_bytes(image: bytes, count: int) -> bytes:
+    return image[:-2] + bytes(range(1, count + 1)) + image[-2:]
+
+
+TABLES = encoded().index(b"\xff\xdb")  # where the header's second half begins
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        with_stray_bytes(encoded(), 3),
+        encoded()[:TABLES] + b"ab" + encoded()[TABLES:],
+        encoded().replace(b"JFIF\0\1", b"JFIF\0\2", 1),
+    ],
+    ids=["before the end", "between headers", "version"],
+)
+def test_a_whole_picture_that_a_strict_decoder_complains_of_is_repaired(image: bytes) -> None:
+    with pytest.raises(ValueError):
+        simplejpeg.decode_jpeg(image, "RGB")
+    checked = check(image, **CAPS)
+    assert checked.change == "repaired"
+    assert_same_picture(checked, encoded())
+    assert cause(image, max_pixels=60 * 80) == "too many pixels"
+
+
+def test_many_stray_bytes_are_damage() -> None:
+    assert cause(with_stray_bytes(encoded(), 40)) == "corrupt"
+
+
+def test_a_crop_is_of_the_picture_as_it_is_stored() -> None:
+    box = (10, 20, 30, 40)  # top, left, height, width
+    checked = check(encoded(), **CAPS, crop=box)
+    assert (checked.height, checked.width, checked.change) == (30, 40, "cropped")
+    pixels = simplejpeg.decode_jpeg(checked.image, "RGB").astype(int)
+    assert np.abs(pixels - shown(encoded())[10:40, 20:60]).mean() < 2
+    turned = check(encoded(orientation=6), **CAPS, crop=box)
+    assert (turned.height, turned.width, turned.change) == (40, 30, "cropped, turned")
+    assert np.abs(np.rot90(pixels, -1) - simplejpeg.decode_jpeg(turned.image, "RGB")).mean() < 2
+    beyond = check(encoded(), **CAPS, crop=(-5, 60, 200, 100))
+    assert (beyond.height, beyond.width) == (61, 25)
+    assert cause(encoded(), crop=(0, 90, 10, 10)) == "empty crop"
+
+
+def test_a_turn_that_is_not_to_be_obeyed_leaves_the_bytes() -> None:
+    image = encoded(orientation=6)
+    assert check(image, **CAPS, upright=False) == Checked(image, 85, 61, None)
+
+
 def test_a_damaged_png_is_refused() -> None:
     image = bytearray(encoded(format="PNG"))
     image[image.index(b"IDAT") + 40] ^= 1

@@ -33,6 +33,10 @@ class LocalServers:
         with self.lock:
             return [self._copied(shard.pull(worker)) for shard in self.shards]
 
+    def standing(self, worker):
+        with self.lock:
+            return [shard.standing(worker) for shard in self.shards]
+
     def push(self, pushes):
         with self.lock:
             return [self._copied(shard.push(push)) for shard, push in zip(self.shards, pushes, strict=True)]
@@ -172,6 +176,21 @@ def test_policy_wait_tells_the_lead(tmp_path):
     shard.push(push(shard.pull(1), 1, worker=1))
     assert shard.pull(0).lead == 2
     assert shard.pull(1).lead == 0
+
+
+def test_nobody_waits_for_a_server_that_is_done(tmp_path):
+    """It counts no more pushes: a lead that it told would be told for ever, while others still have steps to make."""
+    shard, reply, _ = started(plan(tmp_path, policy="wait", num_workers=2, total_steps=3), workers=2)
+    assert [shard.push(push(reply, sequence)).lead for sequence in (1, 2, 3)] == [1, 2, 0]
+    assert shard.standing(0).lead == 0
+
+
+def test_a_waiting_worker_is_told_how_it_stands_without_the_weights(tmp_path):
+    shard, reply, _ = started(plan(tmp_path, policy="wait", num_workers=2), workers=2)
+    shard.push(push(reply, 1))
+    standing = shard.standing(0)
+    assert (len(standing.weights), len(standing.statistics)) == (0, 0)
+    assert (standing.lead, standing.version, standing.sequence) == (1, 1, 1)
 
 
 def test_a_waiting_worker_goes_on_when_the_slow_one_has_caught_up(make_job):
