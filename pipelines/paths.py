@@ -18,6 +18,11 @@ def shards(scale: str, dataset: str) -> Path:
     return DATA / scale / "shards" / dataset
 
 
+def contact_sheet(scale: str, dataset: str) -> Path:
+    """A picture of what the shards hold."""
+    return DATA / scale / "contact_sheets" / f"{dataset}.png"
+
+
 def results(scale: str, table: str) -> Path:
     """What the runs of a table leave: `train/<run>/` and `metrics.json`."""
     return RESULTS / scale / table

@@ -57,6 +57,7 @@ class Sample(NamedTuple):
     fields: Fields  # goes into the shard's JSON
     place: Place | None = None  # None where the archive is compressed
     crop: Box | None = None  # all that is kept of the image; None: the whole
+    bad: str | None = None  # why the image is of no use, where the source knows what no decoder can
 
 
 class NoOptions(Section):

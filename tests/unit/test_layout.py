@@ -9,10 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("fetch", "shard", "train", "evaluate", "report")
-RAY_MODULES = {"async_backend", "launch", "loop"}
+RAY_MODULES = {"async_backend", "cluster", "launch", "loop", "pool"}
 TOP_LEVEL = {
     *("README.md", "pyproject.toml", "dvc.yaml", "params.yaml"),
     *("pipelines", "tasks", "infra", "tests"),
@@ -80,6 +81,27 @@ def test_a_mistake_is_one_line_and_exit_code_1(stage):
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
     assert "'nothing_of_that_name' is unknown; there are: imagenet" in line
+
+
+def stage_deps(stage):
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    return [Path(dep) for dep in deps if "$" not in dep]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_own_code(stage):
+    assert all((ROOT / dep).exists() for dep in stage_deps(stage))
+    assert Path(f"pipelines/{stage}.py") in stage_deps(stage)
+
+
+def test_code_that_makes_a_row_train_again_makes_the_stages_run_again():
+    from pipelines.train import CODE
+
+    code = {Path(f"pipelines/{name}.py") for name in CODE} | {Path("tasks")}
+    assert code <= set(stage_deps("train"))
+    assert {path for path in code if path.stem in ("decode", "job", "reader", "shards", "tasks")} <= set(
+        stage_deps("evaluate")
+    )
 
 
 def test_the_top_level_is_fixed():

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from pipelines import shard
 from pipelines.config import Sharding
 from pipelines.samples import SAMPLES
 from pipelines.samples.drawing import HUES
@@ -102,9 +104,9 @@ def test_the_index_tells_what_is_there(raw: Path, shards: Path) -> None:
     assert [shard.name for shard in index.splits["val"].shards] == ["val-000000.tar", "val-000001.tar"]
     assert index.skipped == {}
     assert index.reencoded == {"cmyk": 3, "png": 3, "turned": 3}
-    every = [shard for split in index.splits.values() for shard in split.shards]
-    for shard in every:
-        verify(shards, shard)
+    every = [one for split in index.splits.values() for one in split.shards]
+    for one in every:
+        verify(shards, one)
     assert {path.name for path in shards.iterdir()} == {
         INDEX, *(shard.name for shard in every), *(shard.offsets_name for shard in every),
     }  # fmt: skip
@@ -245,7 +247,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("last", ["check 5", "write 2"])
-def test_a_kill_leaves_no_target_and_the_next_run_is_as_the_first(
+def test_a_kill_leaves_no_target_and_the_next_run_goes_on_to_the_same_end(
     raw: Path, shards: Path, tmp_path: Path, last: str
 ) -> None:
     target = tmp_path / "imagenet"
@@ -257,11 +259,58 @@ def test_a_kill_leaves_no_target_and_the_next_run_is_as_the_first(
             break
     process.wait()
     process.stdout.close(), process.stderr.close()
+    part = target.with_name("imagenet.part")
     assert not target.exists()
-    assert target.with_name("imagenet.part").exists()
+    done = {path: path.stat().st_ino for path in [*part.glob("spool/*.npz"), *part.glob("*.shard.json")]}
+    assert len(done) >= (5 if last == "check 5" else 2)
+    made = {path: path.stat().st_mtime_ns for path in done}
+    seen = {}
+
+    def looked_at(folder: Path, index: Index) -> None:
+        seen.update({path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done})
+        finish(folder, index)
+
+    finish = shard._finish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "_finish", looked_at)
+        write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
+    assert seen == {path: (done[path], made[path]) for path in done}  # none was made a second time
+    assert files(target) == files(shards)
+    assert not part.exists()
+
+
+def test_work_on_other_settings_or_archives_is_not_gone_on_with(raw: Path, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "imagenet"
+    part = target.with_name("imagenet.part")
+
+    def stop(folder: Path, index: Index) -> None:
+        raise OSError("no space")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(shard, "_finish", stop)
+        write_shards("imagenet", IMAGENET, raw, target, settings(seed=9), processes=1)
+    assert list(part.glob("*.shard.json"))
     write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
     assert files(target) == files(shards)
-    assert not target.with_name("imagenet.part").exists()
+
+
+def test_an_archive_that_changes_between_the_passes_is_an_error(raw: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "raw"
+    shutil.copytree(raw, mine)
+    path = mine / "ILSVRC2012_img_val.tar"
+    gather = shard._gather
+
+    def flip(*arguments: object) -> object:
+        result = gather(*arguments)
+        data = bytearray(path.read_bytes())
+        data[700] ^= 1  # within the first image
+        path.write_bytes(data)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="changed while it was sharded"):
+        patch.setattr(shard, "_gather", flip)
+        write_shards("imagenet", IMAGENET, mine, tmp_path / "out", settings(), processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def children(pid: int) -> list[int]:
@@ -307,18 +356,21 @@ def test_a_killed_worker_is_an_error_not_a_hang(raw: Path, tmp_path: Path) -> No
     assert process.returncode == 1
     assert "terminated abruptly" in errors
     assert not (tmp_path / "imagenet").exists()
-    assert not (tmp_path / "imagenet.part").exists()
 
 
-def test_a_full_disk_leaves_nothing(raw: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_shards_and_the_next_run_goes_on(raw: Path, shards: Path, tmp_path: Path) -> None:
     """Stood in for by a limit on the size of files, which also makes a write fail in the middle."""
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
             "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"  # fmt: skip
-    process = in_a_process(raw, tmp_path / "imagenet", 1, before=limit)
+    target = tmp_path / "imagenet"
+    process = in_a_process(raw, target, 1, before=limit)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "File too large" in errors
-    assert [path.name for path in tmp_path.iterdir()] == ["imagenet.py"]
+    assert not target.exists()
+    write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
+    assert files(target) == files(shards)
+    assert not target.with_name("imagenet.part").exists()
 
 
 FLAT = """
@@ -409,12 +461,20 @@ def test_the_stage_shards_what_was_fetched(
         assert caught.value.code == 1
         return capsys.readouterr().err
 
-    assert "manifest.json does not exist: fetch the data set first" in fails()
+    again = "python -m pipelines.fetch imagenet --scale sample"
+    assert f"manifest.json does not exist; make it with: {again}" in fails()
     listed = [{"name": path.name, "bytes": path.stat().st_size} for path in sorted(raw.glob("ILSVRC*"))]
     (raw / "manifest.json").write_text(json.dumps({"files": [*listed, {"name": "more.tar", "bytes": 5}]}))
-    assert "more.tar has 0 bytes, data/sample/raw/imagenet/manifest.json says 5: fetch it again" in fails()
+    for file in listed:
+        times = {"mtime_ns": (raw / file["name"]).stat().st_mtime_ns}
+        (raw / f"{file['name']}.verified.json").write_text(json.dumps(times))
+    assert f"more.tar has 0 bytes, data/sample/raw/imagenet/manifest.json says 5; mend it with: {again}" in fails()
     (raw / "manifest.json").write_text(json.dumps({"files": listed}))
-    check_fetched(raw)
+    check_fetched(raw, again)
+    record = raw / f"{listed[0]['name']}.verified.json"
+    record.write_text(json.dumps({"mtime_ns": times["mtime_ns"] + 1}))
+    assert f"was changed after it was verified; verify it again with: {again}" in fails()
+    record.write_text(json.dumps({"mtime_ns": (raw / listed[0]["name"]).stat().st_mtime_ns}))
     main(["imagenet", "--scale", "sample"])
     assert files(Path("data/sample/shards/imagenet")) == files(shards)
     with pytest.raises(SystemExit):
