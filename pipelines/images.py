@@ -23,6 +23,7 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 KEPT_COLOURS = ("YCbCr", "Gray")  # what every decoder turns into RGB alike
 OTHER_FORMATS = ("PNG", "GIF", "BMP")
 ORIENTATION = 0x0112
+TURN_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # one of which stands in a JPEG that says how it lies (EXIF, XMP)
 # Warnings of libjpeg that leave the picture whole: up to 16 bytes too many between two markers (more of them are what
 # damage to the picture itself looks like), and a number of the format's version that it does not know.
 HARMLESS = re.compile(r"^Corrupt JPEG data: (\d|1[0-6]) extraneous bytes before marker|^Warning: unknown JFIF revision")
@@ -147,6 +148,8 @@ def _pillow(image: bytes, max_pixels: int, formats: tuple[str, ...] = OTHER_FORM
 
 def _orientation(image: bytes) -> int | None:
     """The EXIF tag, or None. Where it cannot be read there is no turn to apply: viewers do the same."""
+    if image.startswith(JPEG_MAGIC) and not any(mark in image for mark in TURN_MARKS):
+        return None  # most images: a search costs a fraction of parsing all segments
     try:
         formats = ("JPEG", *OTHER_FORMATS)
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(image), formats=formats) as opened:
