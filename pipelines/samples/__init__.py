@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.samples import imagenet
+from pipelines.samples import imagenet, stanford_dogs
 
-SAMPLES: dict[str, Callable[..., Any]] = {"imagenet": imagenet.write}  # (folder, **options: int)
+SAMPLES: dict[str, Callable[..., Any]] = {  # (folder, **options: int)
+    "imagenet": imagenet.write,
+    "stanford_dogs": stanford_dogs.write,
+}

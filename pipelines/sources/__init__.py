@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.sources import imagenet
+from pipelines.sources import imagenet, stanford_dogs
 from pipelines.sources.base import Source
 
-SOURCES: dict[str, Source] = {"imagenet": imagenet.SOURCE}
+SOURCES: dict[str, Source] = {"imagenet": imagenet.SOURCE, "stanford_dogs": stanford_dogs.SOURCE}
