@@ -24,13 +24,13 @@ class Member(NamedTuple):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The archive's bytes; a name that ends in gz is decompressed on the fly.
+    """The archive's bytes; a name that ends in .gz or .tgz is decompressed on the fly.
 
     Raises ValueError that names the archive if it is absent, or turns out cut or not gzip while it is read.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+    with gzip.open(path) if path.suffix in (".gz", ".tgz") else path.open("rb") as stream:
         try:
             yield cast(BinaryIO, stream)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

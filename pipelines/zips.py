@@ -37,7 +37,8 @@ def zip_members(path: Path, *, max_members: int, max_bytes: int) -> list[ZipMemb
 
     Raises ValueError that names archive and member for what is absent or no zip, for links and other special files, for
     an encrypted member or one packed in another way than by deflate, for a name that is absolute or climbs or comes
-    twice, for more than `max_members`, and for a member above `max_bytes`.
+    twice, for more than `max_members`, for a member above `max_bytes`, packed or not, and for one that lies outside the
+    archive or shares bytes with another: many names for the same bytes are a bomb.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -57,14 +58,24 @@ def zip_members(path: Path, *, max_members: int, max_bytes: int) -> list[ZipMemb
             continue
         if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
             raise ValueError(f"{path}: member {info.filename!r} is encrypted or packed by method {info.compress_type}")
-        if info.file_size > max_bytes:
-            raise ValueError(f"{path}: member {info.filename!r} claims {info.file_size} bytes, allowed are {max_bytes}")
+        if (size := max(info.file_size, info.compress_size)) > max_bytes:
+            raise ValueError(f"{path}: member {info.filename!r} claims {size} bytes, allowed are {max_bytes}")
         if info.filename in found:
             raise ValueError(f"{path}: two members are named {info.filename!r}")
         found[info.filename] = ZipMember(
             info.filename, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
         )
+    _check_places(path, list(found.values()))
     return list(found.values())
+
+
+def _check_places(path: Path, members: list[ZipMember]) -> None:
+    """Pass if every member has bytes of its own in the archive."""
+    end, size = 0, path.stat().st_size
+    for member in sorted(members, key=lambda member: member.header):
+        begin, end = end, member.header + _LOCAL.size + member.packed  # and its name, which need not be the directory's
+        if member.header < begin or end > size:
+            raise ValueError(f"{path}: member {member.name!r} lies within another or beyond the archive's end")
 
 
 def read_zip(file: BinaryIO, archive: str, member: ZipMember) -> tuple[bytes, int | None]:
