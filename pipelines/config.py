@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.crawl import Crawl
 from pipelines.section import Section, parsed, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -60,6 +61,7 @@ class Dataset(Section):
     origin: str
     homepage: str
     files: dict[str, File]
+    crawl: Crawl | None = None  # of the images that its lists ask for by URL; null: there are none
     shard: Sharding
 
 

@@ -16,16 +16,20 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pipelines import samples
 from pipelines.command import run_stage
-from pipelines.config import Params
+from pipelines.config import Dataset, Params
+from pipelines.crawl import RECORD, crawl
 from pipelines.download import download, require_space
 from pipelines.files import digest, human, locked, read_json, write_json
 from pipelines.paths import raw
+from pipelines.section import parsed
+from pipelines.sources import SOURCES
 
 MANIFEST = "manifest.json"
 
@@ -52,7 +56,8 @@ def fetch(params: Params, scale: str, name: str) -> None:
     with locked(folder):
         (folder / MANIFEST).unlink(missing_ok=True)  # it speaks of what was verified by this run
         files = fetch_archives(archives, dataset.homepage)
-        write_json(folder / MANIFEST, {"dataset": name, "files": files})
+        images = fetch_images(name, dataset, folder)
+        write_json(folder / MANIFEST, {"dataset": name, "files": files, **images})
     logger.info(f"{folder}: {len(files)} files, {human(sum(file['bytes'] for file in files))}, all verified")
 
 
@@ -74,6 +79,25 @@ def fetch_archives(archives: list[Archive], homepage: str) -> list[dict[str, Any
         {"name": archive.path.name, "bytes": record["bytes"], "checksum": record["checksum"]}
         for archive, record in records
     ]
+
+
+def fetch_images(name: str, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Bring the images that lists of a data set ask for by URL; what the manifest says of them, if there are any.
+
+    crawl: how many were wanted, fetched, and dead of which cause. selection: how many of them are kept, and why not.
+    """
+    source = SOURCES.get(name)
+    if source is None or source.wanted is None:
+        if dataset.crawl is not None:
+            raise ValueError(f"data set {name!r} has no list of URLs: its crawl must be null")
+        return {}
+    if dataset.crawl is None:
+        raise ValueError(f"data set {name!r} has images that are fetched by URL: its crawl must say how, not be null")
+    options = parsed(source.options, dataset.shard.options, f"data set {name}: shard.options")
+    mirror = folder / dataset.crawl.mirror if dataset.crawl.mirror else None
+    counts = crawl(partial(source.wanted, folder, options), folder, dataset.crawl, mirror)
+    found = {"crawl": {**counts, "digest": digest(folder / "crawl" / RECORD, "sha256")}}
+    return found | ({"selection": source.select(folder, options)} if source.select else {})
 
 
 def join(origin: str, name: str) -> str:

@@ -43,6 +43,7 @@ from pipelines.sources.base import Source
 logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).parent
+READING = ("archives", "checkup", "crawl", "crawl_part", "images", "matlab", "shard", "shards", "zips")
 IDENTITY = "work.json"  # what an unfinished folder is made of
 T = TypeVar("T")
 
@@ -89,7 +90,8 @@ def check_fetched(raw: Path, command: str) -> None:
 def _require_space(raw: Path, target: Path, settings: Sharding) -> None:
     """Raises ValueError where images that are stored as they came will not find room."""
     if settings.stored_short_side is None:
-        size = sum(path.stat().st_size for path in raw.rglob("*") if path.is_file())
+        images = raw / "crawl" if (raw / "crawl").exists() else raw  # beside what was crawled lie lists alone
+        size = sum(path.stat().st_size for path in images.rglob("*") if path.is_file())
         held = sum(path.stat().st_size for path in _part(target).rglob("*") if path.is_file())
         require_space({target: max(0, size - held)})
 
@@ -141,8 +143,7 @@ def _identity(dataset: str, raw: Path, settings: Sharding) -> str:
         for path in sorted(raw.rglob("*"))
         if path.is_file()
     }
-    files = [CODE / f"{name}.py" for name in ("archives", "checkup", "images", "shard", "shards", "zips")]
-    code = code_digest([*files, *(CODE / "sources").glob("*.py")])
+    code = code_digest([*(CODE / f"{name}.py" for name in READING), *(CODE / "sources").glob("*.py")])
     return fingerprint(dataset=dataset, archives=archives, settings=settings.model_dump(), code=code)
 
 

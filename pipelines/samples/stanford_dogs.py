@@ -96,8 +96,8 @@ def write(folder: Path, *, breeds: int = 6, train: int = 40, test: int = 15, siz
         test=(test, len(ODD_KINDS), 10_000),
         size=(size, 48, 1024),
     )
-    dogs = _breeds(breeds)
-    entries = [entry for label in range(1, breeds + 1) for entry in _entries(dogs[label - 1], label, train, test, seed)]
+    dogs = breeds_of(breeds)
+    entries = [entry for label, dog in enumerate(dogs, 1) for entry in entries_of(dog, label, train, test, seed)]
     with (
         (folder / "images.tar").open("wb") as image_file,
         open_tar(image_file) as images,
@@ -122,7 +122,7 @@ def write(folder: Path, *, breeds: int = 6, train: int = 40, test: int = 15, siz
             add_to_tar(tar, f"{name}.mat", _mat(rows))
 
 
-def _breeds(count: int) -> list[Breed]:
+def breeds_of(count: int) -> list[Breed]:
     """In the order of their WNIDs. All but the last are every second class of the sample of ImageNet."""
     designs = [(shape, hue) for shape in SHAPES for hue in HUES]
     coats = ("{}", "flat-coated_{}")
@@ -135,7 +135,7 @@ def _breeds(count: int) -> list[Breed]:
     return [*real, Breed("n90800001", "blue_disc", *designs[-1])]
 
 
-def _entries(breed: Breed, label: int, train: int, test: int, seed: int) -> Iterator[Entry]:
+def entries_of(breed: Breed, label: int, train: int, test: int, seed: int) -> Iterator[Entry]:
     """A breed's images in the order of the lists, which is none: numbers and splits are drawn."""
     count = train + test + label % 3
     numbers = np.random.default_rng([seed, 3, label]).permutation(max(HIGHEST, 2 * count))[:count] + 1

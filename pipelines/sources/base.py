@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pipelines.section import Section
+
+if TYPE_CHECKING:
+    from pipelines.crawl import Wanted
 
 Unit = Any  # a source's own picklable description of a piece of its archives
 
@@ -75,3 +78,5 @@ class Source(NamedTuple):
     samples: Callable[[Unit], Iterator[Sample]]  # reads one piece; runs in a worker process
     options: type[Section] = NoOptions  # what `shard.options` of params.yaml may say; given to `units`
     upright: bool = True  # False: EXIF turns are not applied, since boxes are those of the picture as it is stored
+    wanted: Callable[[Path, Any], Iterator[Wanted]] | None = None  # images to be fetched by URL: see pipelines.crawl
+    select: Callable[[Path, Any], dict[str, Any]] | None = None  # decides what of them is kept, and counts the rest

@@ -100,6 +100,14 @@ def samples(unit: Unit) -> Iterator[Sample]:
             yield Sample(unit.split, name, image, {"label": label}, Place(path, member.offset), part)
 
 
+def images_of(folder: Path, split: str) -> list[Member]:
+    """The images of a split, in the order of their archive. Raises ValueError as `units`."""
+    _, splits = lists(folder / LISTS)
+    listed = {name for labels in splits.values() for name in labels}
+    images = _members(folder / IMAGES, _IMAGE, MAX_IMAGE_BYTES, listed)
+    return sorted((images[name] for name in splits[split]), key=lambda member: member.offset)
+
+
 def crop(xml: bytes, where: str, size: tuple[int, int] | None = None) -> Box:
     """The smallest part of an image that holds all boxes of its annotation, which has the form of PASCAL VOC.
 

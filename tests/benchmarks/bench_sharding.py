@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_sharding [--samples 1000000] [--folder /tmp] [--json PATH]
 
-The archives are plain tars of 10,000 JPEGs of 24 x 24 pixels (0.9 kB), made here. Each run is a process of its own, whose
-peak of resident memory is the operating system's figure, that of the pool's workers apart. The result for 1 and for 2
-processes is compared byte by byte, by the digest of the index.
+The archives are plain tars of 10,000 JPEGs of 24 x 24 pixels (0.9 kB), made here. Each run is a process of its own; its
+peak of resident memory is the operating system's figure, that of the pool's workers apart. The results for 1 and for 2
+processes are compared by the digest of their index, which holds those of all bytes.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def test_a_mistake_is_one_line_and_exit_code_1(stage):
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "'nothing_of_that_name' is unknown; there are: imagenet" in line
+    assert "'nothing_of_that_name' is unknown; there are: " in line
+    assert "imagenet" in line
 
 
 def stage_deps(stage):

@@ -260,7 +260,7 @@ def test_a_file_that_somebody_put_there_is_never_replaced(calls, capsys, project
     place(project / "one", BODIES)
     (FOLDER / "a.tar").write_bytes(BODIES["a.tar"])
     run("one", stated=False)
-    place(project / "two", {name: b"other" for name in BODIES})
+    place(project / "two", dict.fromkeys(BODIES, b"other"))
     assert "a.tar would be replaced by that of two/a.tar" in failure(capsys, "two", stated=False)
     assert fetched()["a.tar"] == BODIES["a.tar"]
 

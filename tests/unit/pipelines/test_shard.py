@@ -479,4 +479,4 @@ def test_the_stage_shards_what_was_fetched(
     assert files(Path("data/sample/shards/imagenet")) == files(shards)
     with pytest.raises(SystemExit):
         main(["unheard"])
-    assert "data set 'unheard' has no source; there are: imagenet" in capsys.readouterr().err
+    assert "data set 'unheard' has no source; there are: celeba, coco" in capsys.readouterr().err
