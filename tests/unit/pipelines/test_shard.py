@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,24 +20,16 @@ import simplejpeg
 from PIL import Image
 
 from pipelines import shard
-from pipelines.config import Sharding
 from pipelines.samples import SAMPLES
 from pipelines.samples.drawing import HUES
 from pipelines.shard import check_fetched, main, write_shards
 from pipelines.shards import INDEX, Index, read_index, verify
 from pipelines.sources import SOURCES
 from pipelines.sources.base import NoOptions, Sample, Source
+from tests.sharding import digests, settings, stored
 
 IMAGENET = SOURCES["imagenet"]
 COUNTS = {"train": 48, "val": 24}
-
-
-def settings(**changes: object) -> Sharding:
-    values = {
-        "seed": 0, "samples_per_shard": 20, "stored_short_side": None, "max_pixels": 10**6, "max_bytes": 10**6,
-        "bad_images": "error", "samples": COUNTS,
-    }  # fmt: skip
-    return Sharding.model_validate({**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +42,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "imagenet"
-    write_shards("imagenet", IMAGENET, raw, folder, settings(), processes=1)
+    write_shards("imagenet", IMAGENET, raw, folder, settings(COUNTS), processes=1)
     return folder
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def stored(folder: Path, split: str) -> list[tuple[str, bytes, dict]]:
-    """Key, image and fields of every sample, read with `tarfile` alone."""
-    samples = []
-    for path in sorted(folder.glob(f"{split}-*.tar")):
-        with tarfile.open(path, "r:") as tar:
-            members = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
-        for name in list(members)[::2]:
-            key = name.removesuffix(".jpg")
-            samples.append((key, members[name], json.loads(members[f"{key}.json"])))
-    return samples
 
 
 def upstream(raw: Path) -> dict[str, Sample]:
@@ -80,11 +55,10 @@ def test_every_upstream_image_is_stored_once_with_its_label(raw: Path, shards: P
     changed = 0
     for split in COUNTS:
         samples = stored(shards, split)
-        assert [key for key, _, _ in samples] == [f"{number:08d}" for number in range(COUNTS[split])]
-        names = [fields["name"] for _, _, fields in samples]
-        assert sorted(names) == sorted(name for name, sample in expected.items() if sample.split == split)
-        for _, image, fields in samples:
-            sample = expected[fields["name"]]
+        assert [one.key for one in samples.values()] == [f"{number:08d}" for number in range(COUNTS[split])]
+        assert sorted(samples) == sorted(name for name, sample in expected.items() if sample.split == split)
+        for name, (_, _, image, fields) in samples.items():
+            sample = expected[name]
             height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
             assert fields == {
                 "name": sample.name, "sha256": hashlib.sha256(sample.image).hexdigest(),
@@ -113,17 +87,17 @@ def test_the_index_tells_what_is_there(raw: Path, shards: Path) -> None:
 
 
 def test_one_and_four_processes_write_the_same_bytes(raw: Path, shards: Path, tmp_path: Path) -> None:
-    write_shards("imagenet", IMAGENET, raw, tmp_path / "four", settings(), processes=4)
-    assert files(tmp_path / "four") == files(shards)
+    write_shards("imagenet", IMAGENET, raw, tmp_path / "four", settings(COUNTS), processes=4)
+    assert digests(tmp_path / "four") == digests(shards)
 
 
 def test_samples_are_shuffled_by_the_seed(raw: Path, shards: Path, tmp_path: Path) -> None:
-    order = [fields["name"] for _, _, fields in stored(shards, "train")]
-    labels = [fields["label"] for _, _, fields in stored(shards, "train")]
+    order = list(stored(shards, "train"))
+    labels = [one.fields["label"] for one in stored(shards, "train").values()]
     assert order != sorted(order)
     assert len(set(labels[:20])) > 6  # every shard has of nearly every class
-    write_shards("imagenet", IMAGENET, raw, tmp_path / "other", settings(seed=1), processes=1)
-    assert order != (other := [fields["name"] for _, _, fields in stored(tmp_path / "other", "train")])
+    write_shards("imagenet", IMAGENET, raw, tmp_path / "other", settings(COUNTS, seed=1), processes=1)
+    assert order != (other := list(stored(tmp_path / "other", "train")))
     assert sorted(order) == sorted(other)
 
 
@@ -131,7 +105,7 @@ def test_labels_fit_what_the_pictures_show(shards: Path) -> None:
     """Archive, devkit, ground truth and shard together: the hue in the middle of a picture is its class's."""
     for split in COUNTS:
         right = []
-        for _, image, fields in stored(shards, split):
+        for _, _, image, fields in stored(shards, split).values():
             pixels = np.asarray(Image.open(io.BytesIO(image)).convert("HSV")).reshape(-1, 3)
             strong = pixels[pixels[:, 1] > 110, 0]
             counts = {hue: np.sum(np.abs((strong / 256 - turn + 0.5) % 1 - 0.5) < 0.07) for hue, turn in HUES.items()}
@@ -144,17 +118,17 @@ def test_webdataset_reads_the_shards(shards: Path) -> None:
     urls = [str(path) for path in sorted(shards.glob("val-*.tar"))]
     dataset = webdataset.WebDataset(urls, shardshuffle=False).to_tuple("jpg", "json")
     assert [(image, json.loads(fields)) for image, fields in dataset] == [
-        (image, fields) for _, image, fields in stored(shards, "val")
+        (one.image, one.fields) for one in stored(shards, "val").values()
     ]
 
 
 def test_a_stored_side_shrinks_what_is_larger(raw: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
-    index = write_shards("imagenet", IMAGENET, raw, small, settings(stored_short_side=70), processes=1)
+    index = write_shards("imagenet", IMAGENET, raw, small, settings(COUNTS, stored_short_side=70), processes=1)
     before = {name: min(Image.open(io.BytesIO(sample.image)).size) for name, sample in upstream(raw).items()}
     for split in COUNTS:
-        for _, image, fields in stored(small, split):
-            assert min(fields["width"], fields["height"]) == min(before[fields["name"]], 70)
+        for name, (_, _, image, fields) in stored(small, split).items():
+            assert min(fields["width"], fields["height"]) == min(before[name], 70)
             assert simplejpeg.decode_jpeg_header(image)[:2] == (fields["height"], fields["width"])
     shrunk = sum(count for change, count in index.reencoded.items() if "shrunk" in change)
     assert shrunk == sum(side > 70 for side in before.values()) > 40
@@ -177,19 +151,20 @@ TOY = Source(lambda _: [], lambda *_: [0, 1], toy_samples)
 def test_a_bad_image_stops_the_work_and_is_named(raw: Path, tmp_path: Path) -> None:
     target = tmp_path / "toy"
     with pytest.raises(ValueError, match=r"^image 8\.jpg: truncated$"):
-        write_shards("toy", TOY, raw, target, settings(samples={"train": 10}), processes=1)
+        write_shards("toy", TOY, raw, target, settings({"train": 10}), processes=1)
     with pytest.raises(ValueError, match=r"img_train\.tar: image n90001357/n90001357_1\.JPEG: too many pixels$"):
-        write_shards("imagenet", IMAGENET, raw, target, settings(max_pixels=100), processes=1)
+        write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS, max_pixels=100), processes=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_images_are_skipped_and_counted_where_the_params_say_so(raw: Path, tmp_path: Path) -> None:
     target = tmp_path / "toy"
-    skip = settings(samples={"train": 10}, bad_images="skip")
+    skip = settings({"train": 10}, bad_images="skip")
     index = write_shards("toy", TOY, raw, target, skip, processes=1)
     assert index.skipped == {"empty": 1, "not an image": 1, "truncated": 1}
     assert index.splits["train"].samples == 7
-    by_name = {fields["name"]: (image, fields["boxes"], fields["text"]) for _, image, fields in stored(target, "train")}
+    found = stored(target, "train").items()
+    by_name = {name: (image, fields["boxes"], fields["text"]) for name, (_, _, image, fields) in found}
     assert by_name == {
         f"{number}.jpg": (TOY_IMAGES[number], [[number, 2.5]], "\u2603 \n \"") for number in range(7)
     }  # fmt: skip
@@ -205,20 +180,20 @@ def test_bad_images_are_skipped_and_counted_where_the_params_say_so(raw: Path, t
 )
 def test_another_number_of_samples_is_an_error(raw: Path, tmp_path: Path, samples: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        write_shards("imagenet", IMAGENET, raw, tmp_path / "out", settings(samples=samples), processes=1)
+        write_shards("imagenet", IMAGENET, raw, tmp_path / "out", settings(samples), processes=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_the_former_shards_and_success_replaces_them(raw: Path, shards: Path, tmp_path: Path) -> None:
     target = tmp_path / "imagenet"
-    first: Index = write_shards("imagenet", IMAGENET, raw, target, settings(samples_per_shard=7), processes=1)
-    before = files(target)
+    first: Index = write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS, samples_per_shard=7), processes=1)
+    before = digests(target)
     with pytest.raises(ValueError, match="too many bytes"):
-        write_shards("imagenet", IMAGENET, raw, target, settings(max_bytes=100), processes=1)
-    assert files(target) == before
+        write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS, max_bytes=100), processes=1)
+    assert digests(target) == before
     assert read_index(target) == first
-    write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
-    assert files(target) == files(shards)
+    write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS), processes=1)
+    assert digests(target) == digests(shards)
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -238,7 +213,7 @@ if __name__ == "__main__":
             yield result
     shard._progress = shown
     {before}
-    settings = Sharding.model_validate({settings().model_dump()!r})
+    settings = Sharding.model_validate({settings(COUNTS).model_dump()!r})
     shard.write_shards("imagenet", SOURCES["imagenet"], *map(Path, {[str(raw), str(target)]!r}), settings, {processes})
 """
     script = target.with_suffix(".py")
@@ -273,9 +248,9 @@ def test_a_kill_leaves_no_target_and_the_next_run_goes_on_to_the_same_end(
     finish = shard._finish
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard, "_finish", looked_at)
-        write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
+        write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS), processes=1)
     assert seen == {path: (done[path], made[path]) for path in done}  # none was made a second time
-    assert files(target) == files(shards)
+    assert digests(target) == digests(shards)
     assert not part.exists()
 
 
@@ -288,10 +263,10 @@ def test_work_on_other_settings_or_archives_is_not_gone_on_with(raw: Path, shard
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space"):
         patch.setattr(shard, "_finish", stop)
-        write_shards("imagenet", IMAGENET, raw, target, settings(seed=9), processes=1)
+        write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS, seed=9), processes=1)
     assert list(part.glob("*.shard.json"))
-    write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
-    assert files(target) == files(shards)
+    write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS), processes=1)
+    assert digests(target) == digests(shards)
 
 
 def test_an_archive_that_changes_between_the_passes_is_an_error(raw: Path, tmp_path: Path) -> None:
@@ -309,7 +284,7 @@ def test_an_archive_that_changes_between_the_passes_is_an_error(raw: Path, tmp_p
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="changed while it was sharded"):
         patch.setattr(shard, "_gather", flip)
-        write_shards("imagenet", IMAGENET, mine, tmp_path / "out", settings(), processes=1)
+        write_shards("imagenet", IMAGENET, mine, tmp_path / "out", settings(COUNTS), processes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
@@ -343,7 +318,7 @@ def test_workers_do_not_outlive_a_killed_parent(raw: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_an_error_in_a_worker_is_the_same_error(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"img_train\.tar: image n90001357/n90001357_1\.JPEG: too many pixels$"):
-        write_shards("imagenet", IMAGENET, raw, tmp_path / "out", settings(max_pixels=100), processes=2)
+        write_shards("imagenet", IMAGENET, raw, tmp_path / "out", settings(COUNTS, max_pixels=100), processes=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -368,8 +343,8 @@ def test_a_full_disk_leaves_no_shards_and_the_next_run_goes_on(raw: Path, shards
     assert process.returncode == 1
     assert "File too large" in errors
     assert not target.exists()
-    write_shards("imagenet", IMAGENET, raw, target, settings(), processes=1)
-    assert files(target) == files(shards)
+    write_shards("imagenet", IMAGENET, raw, target, settings(COUNTS), processes=1)
+    assert digests(target) == digests(shards)
     assert not target.with_name("imagenet.part").exists()
 
 
@@ -476,7 +451,7 @@ def test_the_stage_shards_what_was_fetched(
     assert f"was changed after it was verified; verify it again with: {again}" in fails()
     record.write_text(json.dumps({"mtime_ns": (raw / listed[0]["name"]).stat().st_mtime_ns}))
     main(["imagenet", "--scale", "sample"])
-    assert files(Path("data/sample/shards/imagenet")) == files(shards)
+    assert digests(Path("data/sample/shards/imagenet")) == digests(shards)
     with pytest.raises(SystemExit):
         main(["unheard"])
     assert "data set 'unheard' has no source; there are: celeba, coco" in capsys.readouterr().err

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import shutil
-import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -16,12 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.config import Sharding
 from pipelines.samples import celeba as sample
 from pipelines.samples import faces
-from pipelines.shard import write_shards
 from pipelines.sources import celeba
 from pipelines.sources.base import NoOptions, Sample
+from tests.sharding import settings, sharded, stored
 
 ZIP, ATTRIBUTES = "img_align_celeba.zip", "list_attr_celeba.txt"
 IDENTITIES, PARTITION = "identity_CelebA.txt", "list_eval_partition.txt"
@@ -259,34 +256,21 @@ def test_a_list_that_is_one_endless_line_is_refused_unread(folder: Path) -> None
 # Sharding.
 
 
-def settings(counts: dict[str, int]) -> Sharding:
-    return Sharding(seed=0, samples_per_shard=20, stored_short_side=None, max_pixels=10**6, max_bytes=10**6,
-                    bad_images="error", samples=counts)  # fmt: skip
-
-
 def test_shards_hold_every_image_whatever_the_number_of_processes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(celeba, "UNIT", 15)
     wanted = expected(whole)
     counts = Counter(split for split, *_ in wanted.values())
-    digests = []
-    for processes in (1, 2):
-        target = tmp_path / str(processes)
-        index = write_shards("celeba", celeba.SOURCE, whole, target, settings(counts), processes=processes)
-        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()})
-    assert digests[0] == digests[1]
+    index = sharded("celeba", celeba.SOURCE, whole, tmp_path / "out", settings(counts))
     assert {name: split.samples for name, split in index.splits.items()} == counts
     assert index.reencoded == {"cmyk": 2, "png": 2, "turned": 2}
-    stored = {}
-    for path in target.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            for member in tar.getmembers()[1::2]:
-                fields = json.loads(tar.extractfile(member).read())
-                split, image = path.name.split("-")[0], wanted[fields["name"]][1]
-                assert fields["sha256"] == hashlib.sha256(image).hexdigest()
-                stored[fields["name"]] = (split, image, fields["attributes"], fields["identity"])
-    assert stored == wanted
+    found = {}
+    for name, (split, _, _, fields) in stored(tmp_path / "out").items():
+        image = wanted[name][1]
+        assert fields["sha256"] == hashlib.sha256(image).hexdigest()
+        found[name] = (split, image, fields["attributes"], fields["identity"])
+    assert found == wanted
 
 
 # The look-alike.

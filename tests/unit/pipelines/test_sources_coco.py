@@ -3,12 +3,10 @@ which the files can disagree."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
 import shutil
-import tarfile
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -20,17 +18,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import Sharding
 from pipelines.samples import coco as sample
 from pipelines.samples.drawing import HUES
 from pipelines.shard import write_shards
 from pipelines.sources import coco
 from pipelines.sources.base import NoOptions, Sample
+from tests.sharding import digests, settings, sharded, stored
 
 SUBSETS = ("train2014", "val2014")
 ANNOTATIONS, MINIVAL = "annotations_trainval2014.zip", "mscoco_minival_ids.txt"
 FILES = [ANNOTATIONS, MINIVAL, "train2014.zip", "val2014.zip"]
 OPTIONS = {"train": 40, "val": 32, "test": 14}
+COUNTS = {"train": 58, "test": 14}
 CATEGORIES = ["1 red disc", "19 blue bars", "37 green ring", "54 violet checks", "72 red cross", "90 blue star"]
 
 SOURCE = coco.SOURCE
@@ -384,8 +383,9 @@ def test_an_image_of_another_size_than_its_annotations_say_is_bad(folder: Path) 
         name: "another size than its annotations say"
     }
     with pytest.raises(ValueError, match=rf"{name}: another size than its annotations say"):
-        write_shards("coco", SOURCE, folder, folder.with_name("out"), settings(), processes=1)
-    index = write_shards("coco", SOURCE, folder, folder.with_name("out"), settings(bad_images="skip"), processes=1)
+        write_shards("coco", SOURCE, folder, folder.with_name("out"), settings(COUNTS), processes=1)
+    skipping = settings(COUNTS, bad_images="skip")
+    index = write_shards("coco", SOURCE, folder, folder.with_name("out"), skipping, processes=1)
     assert index.skipped == {"another size than its annotations say": 1}
 
 
@@ -394,60 +394,35 @@ def test_what_is_no_image_is_left_to_the_check_of_images(folder: Path) -> None:
     broken = (b"", b"<html>", contents(folder / "val2014.zip")[names[2]][:-20], b"\xff\xd8\xff")
     change_zip(folder / "val2014.zip", **dict(zip(names, broken, strict=True)))
     assert not any(each.bad for each in everything(folder))
-    index = write_shards("coco", SOURCE, folder, folder.with_name("out"), settings(bad_images="skip"), processes=1)
+    skipping = settings(COUNTS, bad_images="skip")
+    index = write_shards("coco", SOURCE, folder, folder.with_name("out"), skipping, processes=1)
     assert index.skipped == {"broken header": 1, "empty": 1, "not an image": 1, "truncated": 1}
 
 
 # Shards
 
 
-def settings(**changes: object) -> Sharding:
-    values = {
-        "seed": 0, "samples_per_shard": 20, "stored_short_side": None, "max_pixels": 10**6, "max_bytes": 10**6,
-        "bad_images": "error", "samples": {"train": 58, "test": 14},
-    }  # fmt: skip
-    return Sharding.model_validate({**values, **changes})
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def stored(folder: Path, split: str) -> list[tuple[bytes, dict[str, Any]]]:
-    found = []
-    for path in sorted(folder.glob(f"{split}-*.tar")):
-        with tarfile.open(path) as tar:
-            members = [tar.extractfile(member).read() for member in tar.getmembers()]
-        found += [(image, json.loads(fields)) for image, fields in zip(members[::2], members[1::2], strict=True)]
-    return found
-
-
 def test_shards_hold_the_boxes_and_are_the_same_from_one_and_two_processes(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coco, "UNIT", 10)
-    index = write_shards("coco", SOURCE, written, tmp_path / "one", settings(), processes=1)
-    write_shards("coco", SOURCE, written, tmp_path / "two", settings(), processes=2)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    index = sharded("coco", SOURCE, written, tmp_path / "out", settings(COUNTS))
     assert list(index.classes) == CATEGORIES
     assert index.reencoded == {"cmyk": 3, "png": 3}  # but nothing is turned, or the boxes would lie elsewhere
     assert index.skipped == {}
     upstream = expected(written)
-    for split in ("train", "test"):
-        for image, fields in stored(tmp_path / "one", split):
-            of, before, said = upstream.pop(fields["name"])
-            assert of == split
-            assert said.items() <= fields.items()
-            assert fields.keys() == {"name", "sha256", "width", "height", "image_id", "objects"}
-            assert Image.open(io.BytesIO(image)).size == Image.open(io.BytesIO(before)).size
+    for name, (split, _, image, fields) in stored(tmp_path / "out").items():
+        of, before, said = upstream.pop(name)
+        assert of == split
+        assert said.items() <= fields.items()
+        assert fields.keys() == {"name", "sha256", "width", "height", "image_id", "objects"}
+        assert Image.open(io.BytesIO(image)).size == Image.open(io.BytesIO(before)).size
     assert not upstream
 
 
 def test_another_number_of_samples_is_an_error(written: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold 14 samples of split 'test', shard.samples in params.yaml says 8059"):
-        write_shards(
-            "coco", SOURCE, written, tmp_path / "out", settings(samples={"train": 58, "test": 8059}), processes=1
-        )
+        write_shards("coco", SOURCE, written, tmp_path / "out", settings({"train": 58, "test": 8059}), processes=1)
 
 
 # The look-alike

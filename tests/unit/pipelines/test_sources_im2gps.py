@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import pickle
 import zipfile
@@ -14,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.config import Sharding
 from pipelines.samples import im2gps as sample
 from pipelines.samples.im2gps import CITIES, PHOTOGRAPHERS, near, view
 from pipelines.shard import write_shards
 from pipelines.sources import im2gps
 from pipelines.sources.base import Sample
 from pipelines.sources.im2gps import SOURCE, Options, comments, coordinates, photographers
+from tests.sharding import settings, sharded
 
 ZIP, ZIP_3K, TABLE = "gps_query_imgs.zip", "im2gps3ktest.zip", "im2gps3k_places365.csv"
 COMMENTED = Options(images=ZIP, table=None, left_out=0)
@@ -252,25 +251,15 @@ def test_options_and_table_must_agree(folder: Path, tmp_path: Path) -> None:
         SOURCE.units(tmp_path, TABLED)
 
 
-def settings(samples: int, options: Options) -> Sharding:
-    return Sharding(seed=1, samples_per_shard=10, stored_short_side=None, max_pixels=10**6, max_bytes=10**6,
-                    bad_images="error", samples={"test": samples}, options=options.model_dump())  # fmt: skip
-
-
 @pytest.mark.parametrize(("options", "count"), [(COMMENTED, 24), (TABLED, 21)])
 def test_shards_are_the_same_whoever_writes_them_and_their_number_is_asserted(
     folder: Path, tmp_path: Path, options: Options, count: int
 ) -> None:
-    written = {}
-    for processes in (1, 2):
-        target = tmp_path / str(processes) / "im2gps"
-        target.parent.mkdir()
-        index = write_shards("im2gps", SOURCE, folder, target, settings(count, options), processes)
-        written[processes] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()}
-    assert written[1] == written[2]
+    how = settings({"test": count}, seed=1, samples_per_shard=10, options=options.model_dump())
+    index = sharded("im2gps", SOURCE, folder, tmp_path / "im2gps", how)
     assert (index.classes, index.splits["test"].samples, index.skipped) == ((), count, {})
     with pytest.raises(ValueError, match=rf"hold {count} samples of split 'test', .* says 237"):
-        write_shards("im2gps", SOURCE, folder, tmp_path / "out", settings(237, options), 1)
+        write_shards("im2gps", SOURCE, folder, tmp_path / "out", how.model_copy(update={"samples": {"test": 237}}), 1)
 
 
 def test_the_sample_has_two_of_everything_and_the_same_bytes_every_time(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import pickle
 import shutil
 import tarfile
@@ -17,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.config import Sharding
 from pipelines.samples import lfw as sample
-from pipelines.shard import write_shards
 from pipelines.sources import lfw
 from pipelines.sources.base import NoOptions, Sample
 from pipelines.sources.lfw import PairCounts, count_pairs, read_pairs, read_people
+from tests.sharding import settings, sharded, stored
 
 TGZ, PEOPLE, PAIRS = "lfw.tgz", "people.txt", "pairs.txt"
 OPTIONS = {"folds": 3, "people": 6, "images": 4, "pairs": 7, "size": 63}
@@ -338,24 +336,13 @@ def test_shards_hold_every_image_whatever_the_number_of_processes(
 ) -> None:
     monkeypatch.setattr(lfw, "UNIT", 15)
     wanted = images(whole / TGZ)
-    settings = Sharding(seed=0, samples_per_shard=20, stored_short_side=None, max_pixels=10**6, max_bytes=10**6,
-                        bad_images="error", samples={"test": len(wanted)})  # fmt: skip
-    digests = []
-    for processes in (1, 2):
-        target = tmp_path / str(processes)
-        index = write_shards("lfw", lfw.SOURCE, whole, target, settings, processes=processes)
-        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()})
-    assert digests[0] == digests[1]
+    index = sharded("lfw", lfw.SOURCE, whole, tmp_path / "out", settings({"test": len(wanted)}))
     assert index.classes == ()
     assert index.splits["test"].samples == len(wanted)
     assert index.reencoded == {"cmyk": 2, "png": 2, "turned": 2}
-    stored = {}
-    for path in target.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            for member in tar.getmembers()[1::2]:
-                fields = json.loads(tar.extractfile(member).read())
-                stored[fields["name"]] = (fields["sha256"], fields["identity"])
-    assert stored == {name: (hashlib.sha256(data).hexdigest(), name.split("/")[0]) for name, data in wanted.items()}
+    samples = stored(tmp_path / "out").items()
+    found = {name: (one.fields["sha256"], one.fields["identity"]) for name, one in samples}
+    assert found == {name: (hashlib.sha256(data).hexdigest(), name.split("/")[0]) for name, data in wanted.items()}
 
 
 # The look-alike.

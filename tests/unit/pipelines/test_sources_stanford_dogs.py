@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import pickle
 import re
 import subprocess
@@ -20,7 +18,6 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.io import loadmat, savemat
 
-from pipelines.config import Sharding
 from pipelines.dogs_overlap import imagenet_overlap, main
 from pipelines.samples import imagenet as imagenet_sample
 from pipelines.samples import stanford_dogs as sample
@@ -30,6 +27,7 @@ from pipelines.sources import imagenet as imagenet_source
 from pipelines.sources import stanford_dogs
 from pipelines.sources.base import Box, Sample
 from pipelines.sources.stanford_dogs import SOURCE, Options, crop
+from tests.sharding import settings, sharded, stored
 
 FILES = ("annotation.tar", "images.tar", "lists.tar")
 OPTIONS = {"breeds": 5, "train": 8, "test": 4}
@@ -283,55 +281,31 @@ def test_units_are_small_independent_and_picklable(whole: Path, monkeypatch: pyt
     assert {one.name for unit in reversed(units) for one in SOURCE.samples(unit)} == {one.name for one in expected}
 
 
-def settings(**changes: object) -> Sharding:
-    values = {
-        "seed": 0, "samples_per_shard": 20, "stored_short_side": None, "max_pixels": 10**6, "max_bytes": 10**6,
-        "bad_images": "error", "samples": COUNTS,
-    }  # fmt: skip
-    return Sharding.model_validate({**values, **changes})
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def stored(folder: Path) -> dict[str, tuple[bytes, dict]]:
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        members = contents(path)
-        for name in list(members)[::2]:
-            fields = json.loads(members[f"{name.removesuffix('.jpg')}.json"])
-            found[fields["name"]] = members[name], fields
-    return found
-
-
 def test_shards_are_the_same_bytes_for_any_number_of_processes(whole: Path, tmp_path: Path) -> None:
     for options in ({}, {"crop_to_box": True}):
-        one, two = tmp_path / f"one{len(options)}", tmp_path / f"two{len(options)}"
-        for target, processes in ((one, 1), (two, 2)):
-            write_shards("stanford_dogs", SOURCE, whole, target, settings(options=options), processes)
-        assert digests(one) == digests(two)
-        index = read_index(one)
+        target = tmp_path / ("cropped" if options else "kept")
+        index = sharded("stanford_dogs", SOURCE, whole, target, settings(COUNTS, options=options))
+        assert index == read_index(target)
         assert {name: split.samples for name, split in index.splits.items()} == COUNTS
         assert list(index.classes) == SOURCE.classes(whole)
         assert index.skipped == {}
-    kept, cropped = stored(tmp_path / "one0"), stored(tmp_path / "one1")
-    assert read_index(tmp_path / "one0").reencoded == {"cmyk": 2, "png": 2, "turned": 2}
+    kept, cropped = stored(tmp_path / "kept"), stored(tmp_path / "cropped")
+    assert read_index(tmp_path / "kept").reencoded == {"cmyk": 2, "png": 2, "turned": 2}
     rest = sum(COUNTS.values()) - 6
-    assert read_index(tmp_path / "one1").reencoded == {
+    assert read_index(tmp_path / "cropped").reencoded == {
         "cmyk, cropped": 2, "cropped": rest, "cropped, turned": 2, "png, cropped": 2,
     }  # fmt: skip
     for one in everything(whole, crop_to_box=True):
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(one.image)))
-        assert (kept[one.name][1]["width"], kept[one.name][1]["height"]) == upright.size
-        size = Image.open(io.BytesIO(cropped[one.name][0])).size
+        assert (kept[one.name].fields["width"], kept[one.name].fields["height"]) == upright.size
+        size = Image.open(io.BytesIO(cropped[one.name].image)).size
         turned = kind(one.image) == "turned"
         assert size == ((one.crop.height, one.crop.width) if turned else (one.crop.width, one.crop.height))
-        assert cropped[one.name][1]["label"] == one.fields["label"]
+        assert cropped[one.name].fields["label"] == one.fields["label"]
 
 
 def test_a_turned_image_is_cropped_before_it_is_turned(whole: Path, tmp_path: Path) -> None:
-    write_shards("stanford_dogs", SOURCE, whole, tmp_path / "out", settings(options={"crop_to_box": True}), 1)
+    write_shards("stanford_dogs", SOURCE, whole, tmp_path / "out", settings(COUNTS, options={"crop_to_box": True}), 1)
     shown = stored(tmp_path / "out")
     turned = [one for one in everything(whole, crop_to_box=True) if kind(one.image) == "turned"]
     assert len(turned) == 2
@@ -339,12 +313,13 @@ def test_a_turned_image_is_cropped_before_it_is_turned(whole: Path, tmp_path: Pa
         left, top, height, width = one.crop.left, one.crop.top, one.crop.height, one.crop.width
         part = Image.open(io.BytesIO(one.image)).convert("RGB").crop((left, top, left + width, top + height))
         expected = np.asarray(part.transpose(Image.Transpose.ROTATE_270)).astype(int)
-        assert np.abs(np.asarray(Image.open(io.BytesIO(shown[one.name][0]))) - expected).mean() < 4
+        assert np.abs(np.asarray(Image.open(io.BytesIO(shown[one.name].image))) - expected).mean() < 4
 
 
 def test_an_unknown_option_is_refused(whole: Path, tmp_path: Path) -> None:
+    strange = settings(COUNTS, options={"crop_to_boxes": True})
     with pytest.raises(ValueError, match="shard.options: crop_to_boxes: Extra inputs"):
-        write_shards("stanford_dogs", SOURCE, whole, tmp_path / "out", settings(options={"crop_to_boxes": True}), 1)
+        write_shards("stanford_dogs", SOURCE, whole, tmp_path / "out", strange, 1)
 
 
 # Files that contradict each other
@@ -642,7 +617,7 @@ def test_a_broken_image_is_left_to_the_check_of_images(folder: Path, tmp_path: P
     names = list(contents(folder / "images.tar"))[:3]
     html, broken = b"<html>gone</html>", b"\xff\xd8\xff\xe0 nothing more"
     change(folder / "images.tar", dict(zip(names, (html, broken, b""), strict=True)))
-    skipping = settings(options={"crop_to_box": True}, bad_images="skip")
+    skipping = settings(COUNTS, options={"crop_to_box": True}, bad_images="skip")
     index = write_shards("stanford_dogs", SOURCE, folder, tmp_path / "out", skipping, 1)
     assert index.skipped == {"broken header": 1, "empty": 1, "not an image": 1}
 

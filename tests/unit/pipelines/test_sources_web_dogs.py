@@ -23,16 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import loadmat
 
-from pipelines.config import Sharding
 from pipelines.crawl import Crawl, crawl
 from pipelines.near_duplicates import near, phash
 from pipelines.samples import stanford_dogs as dogs_sample
 from pipelines.samples import web_dogs as sample
 from pipelines.samples.drawing import HUES, SHAPES, draw
-from pipelines.shard import write_shards
 from pipelines.sources import goldfinch, web_dogs
 from pipelines.sources.base import Sample
 from pipelines.sources.web_dogs import Options
+from tests import sharding
 
 BREEDS, WEB, TEST = 5, 16, 8
 CRAWL = Crawl(
@@ -182,16 +181,8 @@ def test_classes_are_those_of_stanford_dogs(made: Path) -> None:
 
 
 def test_shards_are_the_same_for_one_process_and_two(made: Path, tmp_path: Path) -> None:
-    sharding = Sharding(
-        seed=1, samples_per_shard=30, stored_short_side=None, max_pixels=10**6, max_bytes=10**6, bad_images="error",
-        samples={"train": BREEDS * WEB},
-    )  # fmt: skip
-    files = []
-    for processes in (1, 2):
-        target = tmp_path / str(processes)
-        index = write_shards("web_dogs", web_dogs.SOURCE, made, target, sharding, processes)
-        files.append({path.name: path.read_bytes() for path in target.iterdir()})
-    assert files[0] == files[1]
+    how = sharding.settings({"train": BREEDS * WEB}, seed=1, samples_per_shard=30)
+    index = sharding.sharded("web_dogs", web_dogs.SOURCE, made, tmp_path / "out", how)
     assert index.splits["train"].samples == BREEDS * WEB
     assert index.skipped == {}
     assert {"png", "cmyk", "turned"} == set(index.reencoded)

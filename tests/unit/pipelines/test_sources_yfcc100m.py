@@ -7,7 +7,6 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import logging
 import pickle
 import sqlite3
@@ -25,18 +24,17 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from pipelines.config import Sharding
 from pipelines.crawl import Crawl, crawl
 from pipelines.images import check
 from pipelines.samples import im2gps as im2gps_sample
 from pipelines.samples import yfcc100m as sample
 from pipelines.samples.im2gps import CITIES, view
 from pipelines.section import parsed
-from pipelines.shard import write_shards
 from pipelines.sources import yfcc100m_faces as faces
 from pipelines.sources import yfcc100m_geo as geo
 from pipelines.sources.base import Box, Sample
 from pipelines.sources.yfcc100m import image_key, is_placeholder, pseudonym, rows, rows_within, spans, split_of
+from tests.sharding import settings, sharded, stored
 
 SQL, BZ2, BOXES, ZIP = "yfcc100m_dataset.sql", "yfcc100m_dataset.bz2", "face_boxes.tsv", "gps_query_imgs.zip"
 ROWS, USERS = 480, 40
@@ -405,35 +403,28 @@ def test_without_a_crawl_there_are_no_units(raw: Path) -> None:
             source.units(raw, options)
 
 
-def settings(samples: dict, options: geo.Options | faces.Options) -> Sharding:
-    return Sharding(seed=1, samples_per_shard=90, stored_short_side=None, max_pixels=10**6, max_bytes=10**6,
-                    bad_images="skip", samples=samples, options=options.model_dump())  # fmt: skip
-
-
 @pytest.mark.parametrize("source", [geo, faces])
 def test_shards_are_the_same_whoever_writes_them_and_name_nobody(
     raw: Path, with_places: Path, with_faces: Path, tmp_path: Path, source: ModuleType
 ) -> None:
     folder, options = (with_places, GEO) if source is geo else (with_faces, FACES)
     counts = Counter(sample.split for sample in everything(source, folder, options))
-    written = {}
-    for processes in (1, 2):
-        target = tmp_path / str(processes) / "yfcc"
-        target.parent.mkdir()
-        index = write_shards("yfcc", source.SOURCE, folder, target, settings(dict(counts), options), processes)
-        written[processes] = {path.name: path.read_bytes() for path in target.iterdir()}
-    assert written[1] == written[2]
+    changes = {"seed": 1, "samples_per_shard": 90, "bad_images": "skip", "options": options.model_dump()}
+    target = tmp_path / "yfcc"
+    index = sharded("yfcc", source.SOURCE, folder, target, settings(counts, **changes))
     small = {"face too small": sum(sample.bad == "face too small" for sample in everything(source, folder, options))}
     assert index.skipped == {"placeholder": 2} | (small if source is faces else {})
     assert sum(split.samples for split in index.splits.values()) == counts.total() - sum(index.skipped.values())
     users = {row["uid"].encode() for row in listed(raw)} | {pseudonym(row["uid"]).encode() for row in listed(raw)}
-    for data in written[1].values():
+    for path in target.iterdir():
+        data = path.read_bytes()
         assert not any(user in data for user in users)
         assert b"invalid" not in data
-    with tarfile.open(target / "train-000000.tar") as tar:
-        fields = json.load(tar.extractfile("00000000.json"))
     known = {"latitude", "longitude"} if source is geo else {"image_id"}
-    assert fields.keys() == {"name", "sha256", "width", "height"} | known
+    samples = stored(target)
+    assert len(samples) == sum(split.samples for split in index.splits.values())
+    for one in samples.values():
+        assert one.fields.keys() == {"name", "sha256", "width", "height"} | known
 
 
 # Faces
