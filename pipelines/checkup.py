@@ -47,7 +47,7 @@ def check_unit(source: Source, spool: Path, settings: Sharding, number: int, uni
         for sample in source.samples(unit):
             found[sample.split] += 1
             try:
-                image = _checked(sample, settings, source.upright)
+                image = _checked(sample, settings, source)
             except BadImage as error:
                 if settings.bad_images == "error":
                     archive = f"{sample.place.path}: " if sample.place else ""
@@ -84,13 +84,13 @@ def spooled(spool: Path, unit: int) -> Path:
     return spool / f"{unit:06d}"
 
 
-def _checked(sample: Sample, settings: Sharding, upright: bool) -> Checked:
+def _checked(sample: Sample, settings: Sharding, source: Source) -> Checked:
     if sample.bad is not None:
         raise BadImage(sample.bad)
     if settings.stored_short_side is not None and "objects" in sample.fields:
         raise ValueError("shard.stored_short_side must be null where there are boxes: they are in pixels of the image")
     limits = (settings.max_pixels, settings.max_bytes, settings.stored_short_side)
-    return check(sample.image, *limits, crop=sample.crop, upright=upright)
+    return check(sample.image, *limits, crop=sample.crop, upright=source.upright, bare=source.bare)
 
 
 def _entry(sample: Sample, image: Checked) -> bytes:

@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from pipelines.archives import members, opened
+from pipelines.crawl_doubts import Doubt, Doubts
 from pipelines.crawl_part import MAX_BYTES, MAX_MEMBERS, OpenPart, finished, paths, read_image
 from pipelines.files import digest, read_json, write_json
 from pipelines.section import Section
-from pipelines.transport import DeadError, Get, mirrored, network
+from pipelines.transport import UNREACHABLE, DeadError, Get, mirrored, network
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pipelines.sources.base import Place
 
 RECORD = "crawl.json"
+ANSWERED = "answered.json"  # a URL by which one can tell whether this machine is cut off
 WINDOW = 8  # images in work for each connection: those that wait for a busy host leave the connections to others
 
 Positive = Annotated[int, Field(gt=0)]
@@ -86,7 +88,7 @@ def crawl(wanted: Callable[[], Iterator[Wanted]], folder: Path, options: Crawl, 
     """Fetch all images of a list into `folder`/crawl, and say how many were wanted, fetched, and dead of which cause.
 
     Only what is not there yet is asked for. `mirror` is the path of `options.mirror`. Raises ValueError where two
-    entries of a part have one key or one has no URL, and where a whole part could not be reached.
+    entries of a part have one key or one has no URL, and where nothing can be reached any more.
     """
     if (mirror is None) != (options.mirror is None):
         raise ValueError(f"crawl.mirror is {options.mirror!r}, but the mirror's path is {mirror}")
@@ -149,6 +151,7 @@ class _Run:
         self.target, self.identity, self.count = target, identity, count
         self.records: dict[int, dict[str, Any]] = {}
         self.open: dict[int, OpenPart] = {}
+        self.doubts = Doubts(target / ANSWERED, self._bury)
         self.leftovers = [path for path in target.iterdir() if path.suffix == ".part"]
 
     def images(self, wanted: Iterator[Wanted], part_size: int) -> Iterator[tuple[int, int]]:
@@ -175,14 +178,34 @@ class _Run:
     async def bring(self, index: int, number: int, get: Get) -> None:
         """Fetch an image from the first of its URLs that has it, and note what came of it."""
         part = self.open[index]
+        doubt = Doubt(index, number, [])
         for url in part.untried(number):
+            asked = time.monotonic()
             try:
                 image = await get(url)
             except DeadError as dead:
+                if dead.cause in UNREACHABLE:  # or this machine is cut off: an answer from anywhere will tell
+                    doubt.unreachable.append((url, dead.cause))
+                    continue
                 part.bury(number, url, dead.cause)
             else:
                 part.add(number, url, image)
+            self.doubts.heard_of(url, asked)
+            if number in part.held:
                 break
+        if doubt.unreachable and number not in part.held:
+            await self.doubts.add(doubt, get)
+        else:
+            self._close(index, number)
+
+    def _bury(self, doubt: Doubt) -> None:
+        for url, cause in doubt.unreachable:
+            self.open[doubt.part].bury(doubt.number, url, cause)
+        self._close(doubt.part, doubt.number)
+
+    def _close(self, index: int, number: int) -> None:
+        """Nothing more is to be done for an image, and with the last of them for its part."""
+        part = self.open[index]
         self.count(number in part.held)
         part.waiting.discard(number)
         if not part.waiting:
@@ -216,9 +239,11 @@ async def _fill(wanted: Iterator[Wanted], options: Crawl, mirror: Path | None, r
             with mirrored(mirror, options.max_bytes) as get:
                 await work(get)  # one after the other: the parts' bytes are the same every time
         else:
-            async with network(options) as get, asyncio.TaskGroup() as group:
-                for _ in range(WINDOW * options.connections):
-                    group.create_task(work(get))
+            async with network(options) as get:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(WINDOW * options.connections):
+                        group.create_task(work(get))
+                await run.doubts.settle(get)
     except ExceptionGroup as errors:  # the first failure, which ended the others
         raise errors.exceptions[0] from None
     finally:

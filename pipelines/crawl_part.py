@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from pipelines.archives import Member, members, read
 from pipelines.files import read_json, write_json
-from pipelines.transport import UNREACHABLE, kind
+from pipelines.transport import kind
 
 if TYPE_CHECKING:
     from pipelines.crawl import Wanted
 
 MAX_MEMBERS = 1_000_000
 MAX_BYTES = 1 << 40
-OFFLINE = 100  # images of which none could be reached: rather this machine is cut off than that many hosts are gone
 END = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -100,16 +99,9 @@ class OpenPart:
         _write(self._list, json.dumps(line).encode() + b"\n")
 
     def finish(self) -> dict[str, Any]:
-        """Give the part its final names and return its record. An image's cause of death is that of its first URL.
-
-        Raises ValueError if nothing at all could be reached, and forgets that: it is asked for again.
-        """
-        causes = Counter(next(iter(self.dead[number].values())) for number in sorted(self.wanted.keys() - self.held))
-        if causes.total() >= OFFLINE and not self.held and causes.keys() <= UNREACHABLE:
-            self.close()
-            self.at.dead_part.unlink()
-            told = ", ".join(f"{cause} {count}" for cause, count in causes.items())
-            raise ValueError(f"{self.at.tar}: none of {causes.total()} images could be reached ({told}): offline?")
+        """Give the part its final names and return its record. An image's cause of death is that of its first URL."""
+        lost = sorted(self.wanted.keys() - self.held)
+        causes = Counter(self.dead[number][self.wanted[number].urls[0]] for number in lost)
         self._tar.seek(0, os.SEEK_END)
         _write(self._tar, END)
         self._sha256.update(END)

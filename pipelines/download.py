@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 CONNECTIONS = 4
-CHUNK = 32 * 2**20  # bytes of one request, and the most that a kill costs each connection
+CHUNK = 32 * 2**20  # bytes of one request
+NOTE = 2**22  # bytes after which what has come is noted: the most that a kill costs each connection
 BLOCK = 2**18  # bytes from the network to the disk at a time
 PEEK = 1024  # bytes that are looked at before a download starts
 FRUITLESS_TRIES = 6  # in a row, each broken off before one more byte came
@@ -48,6 +49,7 @@ RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=30), "base": 2},
 }
 
+Note = Callable[[int, int], Awaitable[None]]  # told of bytes [start, end) that are written
 logger = logging.getLogger(__name__)
 
 
@@ -142,10 +144,12 @@ async def _fill_ranges(
     """Fetch what is missing over CONNECTIONS connections; each chunk is on the disk before it is recorded."""
     chunks = state.missing(CHUNK)
 
+    async def note(start: int, end: int) -> None:
+        await _done(part, state, file, (start, end))
+
     async def work() -> None:
         for chunk in chunks:
-            await _copy_range(store, state.remote, chunk, file, advance)
-            await _done(part, state, file, chunk)
+            await _copy_range(store, state.remote, chunk, file, advance, note)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -156,14 +160,19 @@ async def _fill_ranges(
 
 
 async def _copy_range(
-    store: ObjectStore, remote: Remote, span: tuple[int, int], file: IO[bytes], advance: Callable[[int], None]
+    store: ObjectStore,
+    remote: Remote,
+    span: tuple[int, int],
+    file: IO[bytes],
+    advance: Callable[[int], None],
+    note: Note,
 ) -> None:
     """Write the bytes [start, end) of the remote to the same place in `file`; go on where a stream breaks off."""
     position, end = span
     fruitless = 0
     while True:
         result = await _get_same(store, remote, (position, end))
-        reached, cause = await _pour(result, (position, end), file, advance)
+        reached, cause = await _pour(result, (position, end), file, advance, note)
         if reached == end:
             return
         fruitless = fruitless + 1 if reached == position else 0
@@ -183,10 +192,14 @@ async def _copy_whole(store: ObjectStore, remote: Remote, file: IO[bytes], advan
 
 
 async def _pour(
-    result: GetResult, span: tuple[int, int], file: IO[bytes], advance: Callable[[int], None]
+    result: GetResult, span: tuple[int, int], file: IO[bytes], advance: Callable[[int], None], note: Note | None = None
 ) -> tuple[int, str]:
-    """Write what an answer brings to the place `span` of `file`; how far that went, and why if it is not the end."""
+    """Write what an answer brings to the place `span` of `file`; how far that went, and why if it is not the end.
+
+    `note` is told of each piece that has been written.
+    """
     position, end = span
+    noted = position
     cause = "the stream ended"
     try:
         async for block in result.stream(BLOCK):
@@ -197,9 +210,15 @@ async def _pour(
             file.write(block)
             position += len(block)
             advance(len(block))
+            if note and position - noted >= NOTE:
+                file.flush()
+                await note(noted, position)
+                noted = position
     except (BaseError, FileNotFoundError) as error:  # the network's: writing raises other OSErrors
         cause = _first_line(error)
     file.flush()
+    if note and position > noted:
+        await note(noted, position)
     return position, cause
 
 

@@ -56,7 +56,7 @@ def fetch(params: Params, scale: str, name: str) -> None:
     with locked(folder):
         (folder / MANIFEST).unlink(missing_ok=True)  # it speaks of what was verified by this run
         files = fetch_archives(archives, dataset.homepage)
-        images = fetch_images(name, dataset, folder)
+        images = fetch_images(name, dataset, folder.absolute())  # a cluster's workers have another folder
         write_json(folder / MANIFEST, {"dataset": name, "files": files, **images})
     logger.info(f"{folder}: {len(files)} files, {human(sum(file['bytes'] for file in files))}, all verified")
 

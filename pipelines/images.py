@@ -23,6 +23,10 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 KEPT_COLOURS = ("YCbCr", "Gray")  # what every decoder turns into RGB alike
 OTHER_FORMATS = ("PNG", "GIF", "BMP")
 ORIENTATION = 0x0112
+MAX_SIDE = 65_500  # pixels that libjpeg writes: JPEG_MAX_DIMENSION
+PICTURE_SEGMENTS = (b"JFIF\0", b"Adobe", b"ICC_PROFILE\0")  # how the picture is to be shown
+_COM, _EOI, _APPLICATIONS = 0xFE, 0xD9, range(0xE0, 0xF0)  # ITU-T T.81, table B.1
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # not those within a scan: stuffed bytes, restarts
 TURN_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # one of which stands in a JPEG that says how it lies (EXIF, XMP)
 # Warnings of libjpeg that leave the picture whole: up to 16 bytes too many between two markers (more of them are what
 # damage to the picture itself looks like), and a number of the format's version that it does not know.
@@ -67,6 +71,7 @@ def check(
     stored_short_side: int | None = None,
     crop: tuple[int, int, int, int] | None = None,
     upright: bool = True,
+    bare: bool = False,
 ) -> Checked:
     """A JPEG that decodes without a warning, upright, in YCbCr or grey.
 
@@ -75,10 +80,12 @@ def check(
     pictures that an EXIF tag turns (the turn is applied, the tag is gone; without `upright` it is not obeyed). With
     `stored_short_side`, larger pictures are shrunk to that shorter side and encoded at quality 90. With `crop` (top,
     left, height, width, in pixels as they are stored), only that part is kept; what of it lies outside is left out.
+    With `bare`, a JPEG whose picture is kept as it came loses what is written beside it ("bared").
 
     Raises BadImage: "empty", "too many bytes", "not an image", "broken header", "too many pixels" (from the header
-    alone, before anything is allocated), "truncated", "corrupt", "empty crop". Damage that still decodes without a
-    complaint, as many single flipped bits do, cannot be seen here: the archives' checksums are for that.
+    alone, before anything is allocated), "truncated", "corrupt", "empty crop", and "too long a side" for what cannot be
+    a JPEG. Damage that still decodes without a complaint, as many single flipped bits do, cannot be seen here: the
+    archives' checksums are for that.
     """
     if not image:
         raise BadImage("empty")
@@ -105,9 +112,32 @@ def check(
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
         changes.append("shrunk")
     if not changes:
-        return Checked(image, width, height, None)
+        kept = bared(image) if bare else image
+        return Checked(kept, width, height, None if kept == image else "bared")
+    if max(height, width) > MAX_SIDE:
+        raise BadImage("too long a side")
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorsubsampling=chroma)
     return Checked(jpeg, width, height, ", ".join(changes))
+
+
+def bared(jpeg: bytes) -> bytes:
+    """A sound JPEG without what is written in it beside its picture: who took it, when, where, and with what words.
+
+    That is, EXIF, XMP, IPTC and all other application segments but JFIF's, Adobe's and colour profiles, comments, and
+    what follows the picture. No pixel changes.
+    """
+    kept, position = [jpeg[:2]], 2
+    while match := _MARKER.search(jpeg, position):
+        kept.append(jpeg[position : match.start()])  # of the picture itself, between two of its scans
+        marker = jpeg[match.end() - 1]
+        if marker == _EOI:
+            break
+        end = match.end() + int.from_bytes(jpeg[match.end() : match.end() + 2], "big")
+        body = jpeg[match.end() : end]
+        is_words = marker == _COM or (marker in _APPLICATIONS and not body[2:].startswith(PICTURE_SEGMENTS))
+        kept.append(b"" if is_words else b"\xff" + bytes([marker]) + body)
+        position = end
+    return b"".join(kept) + b"\xff\xd9"
 
 
 def _jpeg(image: bytes, max_pixels: int) -> tuple[Pixels, str | None]:

@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -36,10 +37,27 @@ def pool(processes: int | None) -> Iterator[Map]:
         yield map
         return
     # Spawned: a fork would copy the locks of this process's threads.
-    with ProcessPoolExecutor(count, get_context("spawn"), initializer=_start_worker) as executor:
+    executor = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start_worker)
+    try:
         yield lambda function, *arguments: _in_turn(
-            lambda *values: executor.submit(function, *values), lambda future: future.result(), 2 * count, arguments
+            lambda *values: _undisturbed(executor.submit, function, *values),
+            lambda future: future.result(),
+            2 * count,
+            arguments,
         )
+    except BrokenProcessPool:
+        raise OSError("a worker process was killed; has the machine run out of memory?") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _undisturbed(submit: Callable[..., Any], *values: Any) -> Any:
+    """Submit while Ctrl-C is held back: a worker that is started by this hears of it when it knows what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return submit(*values)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_turn(
@@ -83,6 +101,7 @@ def _called(function: Callable[..., Any], *values: Any) -> Any:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted as well, and ends the workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -39,9 +39,15 @@ def read_yaml(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses what YAML itself forbids and PyYAML lets pass."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise ValueError(f"line {node.start_mark.line + 1}: key {min(twice)!r} comes twice in one block")
-        return super().construct_mapping(node, deep)
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.checked: set[int] = set()  # nodes: once it is flattened, one holds what it merges as well
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self.checked:
+            self.checked.add(id(node))
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            twice = {key for key in keys if keys.count(key) > 1}
+            if twice:
+                raise ValueError(f"line {node.start_mark.line + 1}: key {min(twice)!r} comes twice in one block")
+        super().flatten_mapping(node)

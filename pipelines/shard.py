@@ -9,7 +9,7 @@ time, in the order that the seed gives, and copies the bytes. The work gathers i
 that are done are not done again when a killed stage is started anew.
 
 The result depends on archives, source and settings alone, not on the number of processes. Memory: one shard's worth
-of buffers per process, and 24 bytes per sample in the parent.
+of buffers per process, and some 26 bytes per sample in the parent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import paths
-from pipelines.checkup import Checkup, Entries, check_unit, stored
+from pipelines.checkup import ENTRY, Checkup, Entries, check_unit, stored
 from pipelines.command import one_line_errors, stage_parser
 from pipelines.config import Params, Sharding, load
 from pipelines.download import require_space
@@ -36,14 +36,15 @@ from pipelines.files import locked, read_json, write_json
 from pipelines.pool import pool
 from pipelines.rows import code_digest, fingerprint
 from pipelines.section import parsed
-from pipelines.shards import INDEX, Index, Shard, Split, write_shard
+from pipelines.shards import INDEX, Index, Shard, Split, read_index, write_shard
 from pipelines.sources import SOURCES
-from pipelines.sources.base import Source
+from pipelines.sources.base import Source, Unit
 
 logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).parent
 READING = ("archives", "checkup", "crawl", "crawl_part", "images", "matlab", "shard", "shards", "zips")
+MANIFEST = "manifest.json"  # what `fetch` leaves
 IDENTITY = "work.json"  # what an unfinished folder is made of
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def shard(params: Params, scale: str, name: str) -> None:
 
 def check_fetched(raw: Path, command: str) -> None:
     """Pass if the archives of the manifest are there as they were verified. Raises ValueError that names the file."""
-    manifest = raw / "manifest.json"
+    manifest = raw / MANIFEST
     if not manifest.exists():
         raise ValueError(f"{manifest} does not exist; make it with: {command}")
     for file in read_json(manifest)["files"]:
@@ -112,7 +113,28 @@ def write_shards(
     part, old = _part(target), target.with_name(f"{target.name}.old")
     _begin(part, _identity(dataset, raw, settings))
     _remove(old)  # of a run that was killed
+    if not (part / INDEX).exists():
+        _fill(part, dataset, source, units, classes, settings, processes)
+    index = _finish(part)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    _remove(old)
+    return index
+
+
+def _fill(
+    part: Path,
+    dataset: str,
+    source: Source,
+    units: list[Unit],
+    classes: list[str],
+    settings: Sharding,
+    processes: int | None,
+) -> None:
+    """Write all shards, and the index when they are there."""
     spool = part / "spool"
+    spool.mkdir(exist_ok=True)
     try:
         with pool(processes) as run:
             checkups = run(partial(check_unit, source, spool, settings), range(len(units)), units)
@@ -124,12 +146,10 @@ def write_shards(
         _remove(part)
         raise
     index = Index(dataset, tuple(classes), _splits(entries, shards), skipped, reencoded)
-    _finish(part, index)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    _remove(old)
-    return index
+    fresh = part / f"{INDEX}.new"
+    fresh.write_bytes(index.to_json())
+    _flush(fresh)
+    fresh.replace(part / INDEX)
 
 
 def _part(target: Path) -> Path:
@@ -138,11 +158,16 @@ def _part(target: Path) -> Path:
 
 def _identity(dataset: str, raw: Path, settings: Sharding) -> str:
     """A digest of all that the shards depend on."""
-    archives = {
-        path.relative_to(raw).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(raw.rglob("*"))
-        if path.is_file()
-    }
+    manifest = raw / MANIFEST  # has the checksums of archives and crawl
+    archives = (
+        read_json(manifest)
+        if manifest.exists()
+        else {
+            path.relative_to(raw).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted(raw.rglob("*"))
+            if path.is_file()
+        }
+    )
     code = code_digest([*(CODE / f"{name}.py" for name in READING), *(CODE / "sources").glob("*.py")])
     return fingerprint(dataset=dataset, archives=archives, settings=settings.model_dump(), code=code)
 
@@ -154,29 +179,28 @@ def _begin(part: Path, identity: str) -> None:
         logger.info(f"{part}: going on from what is done")
         return
     _remove(part)
-    (part / "spool").mkdir(parents=True)
+    part.mkdir(parents=True)
     write_json(record, identity)
 
 
-def _finish(part: Path, index: Index) -> None:
-    """Leave what belongs to the shards alone, all of it on the disk."""
-    shutil.rmtree(part / "spool")
-    (part / IDENTITY).unlink()
+def _finish(part: Path) -> Index:
+    """Leave what belongs to the shards alone; the identity goes last, so that a kill in between costs nothing."""
+    _remove(part / "spool")
     for record in part.glob("*.shard.json"):
         record.unlink()
-    (part / INDEX).write_bytes(index.to_json())
-    _flush(part / INDEX)
+    (part / IDENTITY).unlink()
+    return read_index(part)
 
 
 def _gather(
     checkups: Iterable[Checkup], dataset: str, settings: Sharding
 ) -> tuple[dict[str, Entries], dict[str, int], dict[str, int]]:
     """The units' findings together, in the units' order. Raises ValueError if the number of samples is not right."""
-    entries: dict[str, list[Entries]] = {}
+    entries: dict[str, bytearray] = {}  # which grow in place: no second copy of them is made
     found, skipped, reencoded = Counter[str](), Counter[str](), Counter[str]()
     for checkup in checkups:
         for split, rows in checkup.entries.items():
-            entries.setdefault(split, []).append(rows)
+            entries.setdefault(split, bytearray()).extend(rows.tobytes())
         found += checkup.found
         skipped += checkup.skipped
         reencoded += checkup.reencoded
@@ -186,7 +210,7 @@ def _gather(
                 f"data set {dataset}: the archives hold {found[split]} samples of split {split!r}, "
                 f"shard.samples in params.yaml says {settings.samples.get(split, 0)}"
             )
-    together = {split: np.concatenate(entries.pop(split)) for split in sorted(entries)}
+    together: dict[str, Entries] = {split: np.frombuffer(rows, ENTRY) for split, rows in sorted(entries.items())}
     return together, dict(sorted(skipped.items())), dict(sorted(reencoded.items()))
 
 

@@ -17,7 +17,11 @@ from pipelines.archives import check_name
 _LOCAL = struct.Struct("<4s5H3I2H")  # APPNOTE.TXT 4.3.7: signature, ..., length of the name, length of the extra field
 _SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
+# Signatures of 4.3.16 and 4.3.14; the size of the directory is in bytes 12 to 15, or in bytes 40 to 47.
+_END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
+_END_BYTES = (1 << 16) + 200  # how far from the archive's end these records can lie: behind them, a comment of 64 kB
 _FILE_TYPES = (0, 0o100000)  # of a Unix mode: not said, regular file
+MAX_ENTRY = 1 << 10  # bytes of the directory for a member, most of them its name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -40,11 +44,13 @@ def zip_members(path: Path, *, max_members: int, max_bytes: int) -> list[ZipMemb
     twice, for more than `max_members`, for a member above `max_bytes`, packed or not, and for one that lies outside the
     archive or shares bytes with another: many names for the same bytes are a bomb.
     """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if _directory_bytes(path) > max_members * MAX_ENTRY:  # `zipfile` would hold all of it
+        raise ValueError(f"{path} has more than {max_members} members, or names without end")
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is cut or is not a zip archive: {error}") from None
     if len(infos) > max_members:
@@ -67,6 +73,19 @@ def zip_members(path: Path, *, max_members: int, max_bytes: int) -> list[ZipMemb
         )
     _check_places(path, list(found.values()))
     return list(found.values())
+
+
+def _directory_bytes(path: Path) -> int:
+    """How long the archive's directory says that it is; 0 where there is none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        tail = file.read()
+    at = tail.rfind(_END)
+    claimed = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    if claimed == 0xFFFFFFFF:
+        at = tail.rfind(_END_64)
+        claimed = int.from_bytes(tail[at + 40 : at + 48], "little") if at >= 0 else 0
+    return claimed
 
 
 def _check_places(path: Path, members: list[ZipMember]) -> None:

@@ -78,5 +78,6 @@ class Source(NamedTuple):
     samples: Callable[[Unit], Iterator[Sample]]  # reads one piece; runs in a worker process
     options: type[Section] = NoOptions  # what `shard.options` of params.yaml may say; given to `units`
     upright: bool = True  # False: EXIF turns are not applied, since boxes are those of the picture as it is stored
+    bare: bool = False  # True: images lose what is written in them beside the picture, such as who took it and when
     wanted: Callable[[Path, Any], Iterator[Wanted]] | None = None  # images to be fetched by URL: see pipelines.crawl
     select: Callable[[Path, Any], dict[str, Any]] | None = None  # decides what of them is kept, and counts the rest

@@ -33,6 +33,7 @@ UNIT = 1_000  # images
 MAX_IMAGES = 200_000  # in one archive; upstream: 82,783 and 40,504
 MAX_IMAGE_BYTES = 1 << 26
 MAX_FILES, MAX_JSON_BYTES = 100, 800_000_000  # upstream: 6 files, a few hundred MB; at 800 MB, 1.9 GB of memory
+MAX_BRACKETS = 50_000_000  # lists and objects in a JSON, each of which takes 56 bytes at least; upstream: 5 million
 MAX_LIST_BYTES = 1 << 20  # upstream: 54,864
 MAX_NUMBER = 10**12 - 1  # of an image or annotation: names have 12 digits
 MAX_CATEGORY = 999  # upstream: 90
@@ -204,6 +205,8 @@ def _tree(path: Path, subset: str) -> tuple[str, Any]:
         raise ValueError(f"{path} has no member {name}")
     with opened(path) as file:
         data, _ = read_zip(file, str(path), members[name])
+    if (brackets := data.count(b"[") + data.count(b"{")) > MAX_BRACKETS:
+        raise ValueError(f"{path}:{name} has {brackets:,} lists and objects, allowed are {MAX_BRACKETS:,}")
     try:
         text = data.decode()
         del data  # hundreds of MB

@@ -21,6 +21,7 @@ import numpy.typing as npt
 URLS, BREEDS = "dog_urls.txt", "sdog_classes.txt"
 
 _ID = re.compile(r"/m/[0-9a-z_]+", re.ASCII)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE | re.ASCII)
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 Numbers = npt.NDArray[np.int64]
@@ -60,20 +61,24 @@ def labels_of_ids(path: Path, breeds: list[str]) -> dict[str, int]:
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """The list, one line at a time. A comma belongs to a URL unless another URL follows it."""
+    """The list, one line at a time. A comma belongs to a URL unless another URL follows it.
+
+    URLs of other schemes than http and https are left out: image search has "x-raw-image:///..." for pictures within
+    documents. A line may have none left.
+    """
     for number, fields in _rows(path):
         breed, *parts = fields
         urls: list[str] = []
         for part in parts:
-            if _HTTP.match(part):
+            if _URL.match(part):
                 urls.append(part)
             elif urls:
                 urls[-1] += f",{part}"
             else:
-                raise ValueError(f"{path} line {number}: {part!r} is not a URL of http or https")
+                raise ValueError(f"{path} line {number}: {part!r} is not a URL")
         if not _ID.fullmatch(breed) or not urls:
             raise ValueError(f"{path} line {number}: {','.join(fields)!r:.80} is not <Freebase id>,<URL>[,<URL>...]")
-        yield Line(number, breed, tuple(dict.fromkeys(urls)))
+        yield Line(number, breed, tuple(dict.fromkeys(url for url in urls if _HTTP.match(url))))
 
 
 def sift(path: Path, labels: dict[str, int]) -> tuple[Mask, dict[str, int]]:
@@ -100,9 +105,10 @@ def sift(path: Path, labels: dict[str, int]) -> tuple[Mask, dict[str, int]]:
     is_ours = breed < len(labels)
     is_ambiguous = is_ours & (breeds_of(images, breed) > 1)
     is_again = is_ours & ~is_ambiguous & ~is_first(images)
-    masks = {"other_breeds": ~is_ours, "ambiguous": is_ambiguous, "listed_again": is_again}
+    is_nowhere = is_ours & (np.bincount(np.array(rows, dtype=np.int64), minlength=count) == 0)
+    masks = {"other_breeds": ~is_ours, "ambiguous": is_ambiguous, "listed_again": is_again, "without_url": is_nowhere}
     counts = {"listed": count, **{key: int(mask.sum()) for key, mask in masks.items()}}
-    return is_ours & ~is_ambiguous & ~is_again, counts
+    return is_ours & ~is_ambiguous & ~is_again & ~is_nowhere, counts
 
 
 def breeds_of(groups: Numbers, breeds: Numbers) -> Numbers:
@@ -125,8 +131,12 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                fields = next(csv.reader([line.decode().rstrip("\r\n")]))
-            except (UnicodeDecodeError, csv.Error) as error:
+                text = line.decode()
+            except UnicodeDecodeError:
+                text = line.decode("latin-1")  # a URL with such a byte is most likely dead; the list is not
+            try:
+                fields = next(csv.reader([text.rstrip("\r\n")]))
+            except csv.Error as error:
                 raise ValueError(f"{path} line {number} is not comma-separated text: {error!r}") from None
             if not fields:
                 raise ValueError(f"{path} line {number} is empty")

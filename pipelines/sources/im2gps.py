@@ -34,6 +34,7 @@ MAX_TABLE_BYTES = 1 << 26
 COLUMNS = ("IMG_ID", "LAT", "LON")  # of the table; others, such as AUTHOR, say nothing that is needed here
 
 SOI, SOS, EOI, COM = 0xD8, 0xDA, 0xD9, 0xFE  # JPEG's markers (ITU-T T.81, table B.1)
+_MARKER = re.compile(rb"\xff+[^\x00\xff]")  # it may be filled up with 0xFF
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length: TEM, RST0 to RST7, SOI
 
 _NAME = re.compile(r"(?:.+_)?(?P<photo>[0-9]+)_[0-9a-f]+_[0-9]+_(?P<photographer>[0-9]+@N[0-9]+)\.jpe?g", re.I | re.A)
@@ -144,12 +145,12 @@ def comments(image: bytes) -> list[bytes]:
     """All comment segments of a JPEG that stand before its picture, in order; [] for what is no JPEG."""
     found: list[bytes] = []
     position = 2 if image[:2] == bytes([0xFF, SOI]) else len(image)
-    while position + 4 <= len(image) and image[position] == 0xFF:
-        marker = image[position + 1]
+    while match := _MARKER.match(image, position):
+        position, marker = match.end() - 2, image[match.end() - 1]
         if marker in (SOS, EOI):
             break
-        if marker == 0xFF or marker in _ALONE:  # a marker may be filled up with 0xFF
-            position += 1 if marker == 0xFF else 2
+        if marker in _ALONE:
+            position += 2
             continue
         length = int.from_bytes(image[position + 2 : position + 4], "big")  # counts itself
         if length < 2:

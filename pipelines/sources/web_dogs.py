@@ -31,7 +31,7 @@ from pipelines.sources.goldfinch import BREEDS, URLS, Mask, Numbers, breeds_of, 
 
 SELECTION = "selection.json"
 
-MAX_PIXELS, MAX_BYTES = 1 << 26, 1 << 26  # of an image that is compared; what is larger is left out
+MAX_PIXELS, MAX_BYTES = 64_000_000, 1 << 26  # as in params.yaml: what is larger is left out here, and counted
 TESTS = 500  # images that one worker hashes
 
 
@@ -131,7 +131,7 @@ def select(folder: Path, options: Options, processes: int | None = None) -> dict
         "near_duplicates": int(is_near.sum()), "kept": sum(map(len, kept.values())),
     }  # fmt: skip
     write_json(folder / SELECTION, {"made_of": _made_of(folder, options), "counts": result, "kept": kept})
-    return result
+    return {**result, "digest": digest(folder / SELECTION, "sha256")}
 
 
 def _labels(folder: Path) -> dict[str, int]:

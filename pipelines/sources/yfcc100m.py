@@ -22,6 +22,7 @@ import math
 import re
 import sqlite3
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,7 +33,8 @@ import numpy as np
 import simplejpeg
 
 from pipelines.config import Fraction, Positive, Seed
-from pipelines.images import JPEG_MAGIC
+from pipelines.files import read_json, write_json
+from pipelines.images import BadImage, check
 from pipelines.section import Section
 
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -47,6 +49,8 @@ MAX_LINE = 1 << 20  # bytes; upstream's longest texts have some 100 kB
 _USER, _URL, _MARKER = re.compile("[0-9]+(@|%40)N[0-9]+"), re.compile(r"https?://\S+"), re.compile("0|1")
 
 PLACEHOLDER_BYTES, PLACEHOLDER_SHARE, PLACEHOLDER_VARIANCE = 20_000, 95, 50
+PLACEHOLDER_PIXELS = 4_000_000
+PASSED = "passed_over.json"
 
 
 class Listing(Section):
@@ -140,19 +144,32 @@ def split_of(uploader: str, val_share: float, seed: int) -> str:
 
 
 def is_placeholder(image: bytes) -> bool:
-    """Whether a JPEG is rather the notice that there is no image: small, and nearly all columns of one grey.
+    """Whether an image is rather the notice that there is none: small, and nearly all columns of one grey.
 
     That is, below 20,000 bytes, and the 95th percentile of the columns' variances below 50 grey levels squared
-    (https://gitlab.com/jfolz/yfcc100m, `validate_image`). What cannot be decoded is none: `images.check` says more.
+    (https://gitlab.com/jfolz/yfcc100m, `validate_image`). Flickr's own notice is a PNG. What cannot be read is none:
+    `images.check` will say what it is.
     """
-    if len(image) >= PLACEHOLDER_BYTES or not image.startswith(JPEG_MAGIC):
+    if len(image) >= PLACEHOLDER_BYTES:
         return False
-    try:  # at an eighth of its size if it is large, which bounds what a header can claim
-        grey = simplejpeg.decode_jpeg(image, "gray", fastdct=True, fastupsample=True, min_height=100, min_width=100)
-    except ValueError:
+    try:
+        whole = check(image, PLACEHOLDER_PIXELS, PLACEHOLDER_BYTES).image
+    except BadImage:
         return False
+    # At an eighth of its size if it is large: notices are known by what is large in them.
+    grey = simplejpeg.decode_jpeg(whole, "gray", fastdct=True, fastupsample=True, min_height=100, min_width=100)
     variances = grey[..., 0].var(axis=0)
     return bool(np.percentile(variances, PLACEHOLDER_SHARE) < PLACEHOLDER_VARIANCE)
+
+
+def note_passed(folder: Path, counts: Counter[str]) -> None:
+    """Keep how many rows of the list were passed over, and why, for `passed`."""
+    write_json(folder / PASSED, dict(sorted(counts.items())))
+
+
+def passed(folder: Path, _options: Listing) -> dict[str, Any]:
+    """What the manifest says of the rows of the list that were passed over."""
+    return {"passed_over": read_json(folder / PASSED)}
 
 
 def _all_of_database(path: Path) -> Iterator[Row]:

@@ -9,9 +9,9 @@ of them must not be used to identify or judge anyone.
 
 from __future__ import annotations
 
-import logging
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -24,13 +24,20 @@ from pipelines.config import Fraction, Positive
 from pipelines.crawl import Crawled, Part, Wanted, crawled, read_part
 from pipelines.images import BadImage, check
 from pipelines.sources.base import Box, Sample, Source
-from pipelines.sources.yfcc100m import Listing, image_urls, is_placeholder, pseudonym, rows, split_of
+from pipelines.sources.yfcc100m import (
+    Listing,
+    image_urls,
+    is_placeholder,
+    note_passed,
+    passed,
+    pseudonym,
+    rows,
+    split_of,
+)
 
 MAX_PIXELS, MAX_BYTES = 64_000_000, 1 << 26  # of an image in which faces are looked for; the bucket's have 500 x 500
 OVERLAP = 0.3  # boxes of YuNet that share more of their area are one face: OpenCV's own default
 CANDIDATES = 5_000  # also OpenCV's
-
-logger = logging.getLogger(__name__)
 
 
 class Options(Listing):
@@ -80,8 +87,10 @@ def wanted(folder: Path, options: Options) -> Iterator[Wanted]:
     """
     boxes = read_boxes(folder / options.boxes) if options.boxes else None
     seen = np.zeros(len(boxes.photos) if boxes else 0, bool)
+    passed_over = Counter[str]()
     for row in rows(folder / options.metadata, options.rows):
         if row.is_video:
+            passed_over["video"] += 1
             continue
         fields: dict[str, Any] = {"uploader": pseudonym(row.uploader)}
         if boxes:
@@ -89,8 +98,10 @@ def wanted(folder: Path, options: Options) -> Iterator[Wanted]:
             seen[first:last] = True
             fields["boxes"] = boxes.boxes[first:last].tolist()
             if not any(_is_large(box, options.min_side) for box in fields["boxes"]):
+                passed_over["faces too small" if fields["boxes"] else "no face"] += 1
                 continue
         yield Wanted(str(row.photo), image_urls(row, options), fields)
+    note_passed(folder, passed_over)
     if boxes and not seen.all():
         strange = sorted({photo for photo, is_seen in zip(boxes.photos, seen, strict=True) if not is_seen})
         told = ", ".join(map(str, strange[:5]))
@@ -210,4 +221,4 @@ class _Detector:
         return sorted([round(float(value)) for value in face[:4]] for face in ([] if found is None else found))
 
 
-SOURCE = Source(classes, units, samples, Options, wanted=wanted)
+SOURCE = Source(classes, units, samples, Options, wanted=wanted, select=passed, bare=True)

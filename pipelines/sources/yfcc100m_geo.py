@@ -1,13 +1,12 @@
 """Where photos were taken: the photos of YFCC100M that have coordinates, about 48 million of them.
 
 A photo is wanted if its place is known well enough, and if its photographer is none of those whose photos test the
-nets (Im2GPS). The shards keep a photo's number and its place; not who took it, nor when, nor what was written about it.
-A net that was trained on this must not be used to find out where a person is or was.
+nets (Im2GPS). The shards keep a photo's number and its place; not who took it, nor when, nor what was written about it
+or into the file. A net that was trained on this must not be used to find out where a person is or was.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,17 @@ from pydantic import Field
 from pipelines.crawl import Part, Wanted, crawled, read_part
 from pipelines.sources import im2gps
 from pipelines.sources.base import Fields, Sample, Source
-from pipelines.sources.yfcc100m import Listing, Row, image_urls, is_placeholder, pseudonym, rows, split_of
-
-logger = logging.getLogger(__name__)
+from pipelines.sources.yfcc100m import (
+    Listing,
+    Row,
+    image_urls,
+    is_placeholder,
+    note_passed,
+    passed,
+    pseudonym,
+    rows,
+    split_of,
+)
 
 
 class Options(Listing):
@@ -44,24 +51,22 @@ def classes(_folder: Path) -> list[str]:
 
 
 def wanted(folder: Path, options: Options) -> Iterator[Wanted]:
-    """The photos to fetch, in the order of the list. At its end, a line of the log says what was passed over and why.
+    """The photos to fetch, in the order of the list. At its end, what was passed over, and why, is noted for `passed`.
 
     Raises ValueError that names the file for a list, or a zip of Im2GPS, that is not one.
     """
     excluded: set[str] = set()
     for name in options.exclude_uploaders_of:
         excluded |= im2gps.photographers(folder / name)
-    passed = Counter[str]()
-    found = 0
+    passed_over = Counter[str]()
     for row in rows(folder / options.metadata, options.rows):
         cause = _cause(row, options.min_accuracy, excluded)
         if cause:
-            passed[cause] += 1
+            passed_over[cause] += 1
             continue
-        found += 1
         fields = {"uploader": pseudonym(row.uploader), "latitude": row.latitude, "longitude": row.longitude}
         yield Wanted(str(row.photo), image_urls(row, options), fields)
-    logger.info(f"{folder / options.metadata}: {found} photos are wanted, passed over {dict(sorted(passed.items()))}")
+    note_passed(folder, passed_over)
 
 
 def units(folder: Path, options: Options) -> list[Unit]:
@@ -93,4 +98,4 @@ def _cause(row: Row, min_accuracy: int, excluded: set[str]) -> str | None:
     return "photographer of Im2GPS" if row.uploader in excluded else None
 
 
-SOURCE = Source(classes, units, samples, Options, wanted=wanted)
+SOURCE = Source(classes, units, samples, Options, wanted=wanted, select=passed, bare=True)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipelines.config import load
+from pipelines.section import read_yaml
 
 PARAMS = Path("params.yaml")
 
@@ -94,6 +95,12 @@ def test_a_key_that_comes_twice_is_named(tmp_path):
     path.write_text("scale: sample\ntables: {}\nscales:\n  sample:\n    recipes: {}\n    recipes: {}\n")
     with pytest.raises(ValueError, match=r"params.yaml: line 5: key 'recipes' comes twice in one block"):
         load(path)
+
+
+def test_a_block_may_be_merged_into_another(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("y: &b {k: 1}\nx: {a: &A {<<: *b, k: 2}}\nz: {<<: *A, k: 3}\n")
+    assert read_yaml(path) == {"y": {"k": 1}, "x": {"a": {"k": 2}}, "z": {"k": 3}}
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -214,7 +215,8 @@ def dead(folder: Path) -> dict[str, str]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "crawl").iterdir())
+    """The files of a crawl, but for the note of who has answered."""
+    return sorted(path.name for path in (folder / "crawl").iterdir() if path.name != "answered.json")
 
 
 def test_images_lie_in_plain_tars_with_their_fields(server: Server, tmp_path: Path) -> None:
@@ -714,11 +716,47 @@ def test_a_list_that_cannot_be_right_is_refused(tmp_path: Path, wanted: list[Wan
 def test_a_machine_that_is_cut_off_does_not_declare_all_dead(server: Server, tmp_path: Path) -> None:
     wanted = listed(*(f"http://127.0.0.1:1/{number}.jpg" for number in range(120)))
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"part-000000\.tar: none of 120 images .*no connection 120\): offline\?"):
+        with pytest.raises(ValueError, match=r"nothing can be reached any more \(no connection 100\): offline\?"):
             run(tmp_path, wanted, part_size=200, attempts=1)
         assert dead(tmp_path) == {}
-    assert run(tmp_path, [*wanted, *listed(server.image(1))[:0], Wanted("z", (server.image(1),), {})], part_size=200,
-               attempts=1) == {"wanted": 121, "fetched": 1, "dead": {"no connection": 120}}  # fmt: skip
+    found = run(tmp_path, [Wanted("z", (server.image(1),), {}), *wanted], part_size=200, attempts=1, connections=1)
+    assert found == {"wanted": 121, "fetched": 1, "dead": {"no connection": 120}}
+    # Who has answered once tells later, when none of what is left can be reached.
+    for path in (tmp_path / "crawl").glob("part-*"):
+        path.unlink()
+    again = run(tmp_path, wanted, part_size=200, attempts=1)
+    assert again == {"wanted": 120, "fetched": 0, "dead": {"no connection": 120}}
+
+
+def test_an_outage_in_the_middle_declares_nothing_dead(tmp_path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            sends(jpeg(1))(self)
+            if next(answered) == 150:
+                threading.Thread(target=stop).start()
+
+    def stop() -> None:
+        http.shutdown()
+        http.server_close()
+
+    def start(port: int) -> ThreadingHTTPServer:
+        http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        return http
+
+    answered = count(1)
+    http = start(0)
+    wanted = listed(*(f"http://127.0.0.1:{http.server_port}/{number}.jpg" for number in range(400)))
+    with pytest.raises(ValueError, match=r"nothing can be reached any more \(.*\): offline\?"):
+        run(tmp_path, wanted, part_size=60, attempts=1)
+    assert dead(tmp_path) == {}
+    http = start(http.server_port)
+    assert run(tmp_path, wanted, part_size=60, attempts=1) == {"wanted": 400, "fetched": 400, "dead": {}}
+    assert next(answered) <= 400 + 10  # nothing that was fetched before is asked for again
+    stop()
 
 
 def test_files_can_be_listed_too(tmp_path: Path) -> None:

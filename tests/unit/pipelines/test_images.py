@@ -287,6 +287,43 @@ def test_a_turn_that_is_not_to_be_obeyed_leaves_the_bytes() -> None:
     assert check(image, **CAPS, upright=False) == Checked(image, 85, 61, None)
 
 
+WORDS = (b"Jane Doe", b"2011:03:04 05:06:07", b"at home", b"35.6 N")
+
+
+def with_words(**options: object) -> bytes:
+    """A JPEG with EXIF, XMP, IPTC, two comments, and something behind its end."""
+    exif = Image.Exif()
+    exif[0x013B], exif[0x0132] = "Jane Doe", "2011:03:04 05:06:07"
+    image = encoded(exif=exif, icc_profile=b"profile" * 9, **options)
+    segments = b"".join(
+        b"\xff" + bytes([marker]) + (len(text) + 2).to_bytes(2, "big") + text
+        for marker, text in ((0xFE, b"at home"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0at home"),
+                             (0xED, b"Photoshop 3.0\0at home"), (0xE2, b"MPF\0at home"))
+    )  # fmt: skip
+    end = image.rindex(b"\xff\xda")
+    return image[:2] + segments + image[2:end] + b"\xff" * 3 + b"\xfe\0\x0835.6 N" + image[end:] + b"35.6 N, Jane Doe"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("restart_marker_blocks", [0, 2])
+def test_bared_images_keep_their_pixels_and_lose_all_words(progressive: bool, restart_marker_blocks: int) -> None:
+    image = with_words(progressive=progressive, restart_marker_blocks=restart_marker_blocks)
+    assert all(word in image for word in WORDS)
+    checked = check(image, **CAPS, bare=True)
+    assert checked.change == "bared"
+    assert not any(word in checked.image for word in WORDS)
+    assert (simplejpeg.decode_jpeg(checked.image) == simplejpeg.decode_jpeg(image)).all()
+    assert Image.open(io.BytesIO(checked.image)).info["icc_profile"] == b"profile" * 9
+    assert check(checked.image, **CAPS, bare=True).change is None
+    assert check(image, **CAPS).image == image
+
+
+def test_a_picture_that_no_jpeg_can_hold_is_a_bad_image() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (65_501, 2)).save(file, "PNG")
+    assert cause(file.getvalue()) == "too long a side"
+
+
 def test_a_damaged_png_is_refused() -> None:
     image = bytearray(encoded(format="PNG"))
     image[image.index(b"IDAT") + 40] ^= 1

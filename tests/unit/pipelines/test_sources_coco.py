@@ -268,6 +268,12 @@ def test_a_box_may_stand_out_by_a_pixel(folder: Path) -> None:
         everything(folder)
 
 
+def test_a_json_of_endless_lists_is_refused_before_it_is_parsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "MAX_BRACKETS", 100)
+    with pytest.raises(ValueError, match=r"instances_train2014.json has [\d,]+ lists and objects, allowed are 100$"):
+        coco.classes(folder)
+
+
 @pytest.mark.parametrize("data", [b"", b"junk", b"[]", b"null", b"[" * 10**5, b'{"images": [\xff]}', b'{"images": [1]'])
 def test_what_is_no_json_of_instances_is_an_error(folder: Path, data: bytes) -> None:
     change_zip(folder / ANNOTATIONS, **{"annotations/instances_train2014.json": data})

@@ -197,6 +197,28 @@ def test_sizes_and_counts_are_capped(path: Path) -> None:
             members(path, patched(plain, "a.jpg", **{field: 4_000_000_000}))
 
 
+@pytest.mark.parametrize("comment", [b"", b"c" * 65_535])
+def test_a_directory_without_end_is_refused_before_it_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, comment: bytes
+) -> None:
+    data = zip_bytes({f"{number:0500d}": b"" for number in range(50)})  # 27 kB of directory
+    path.write_bytes(data[:-2] + len(comment).to_bytes(2, "little") + comment)
+    assert len(zip_members(path, max_members=50, max_bytes=10)) == 50
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # which would hold all entries
+    with pytest.raises(ValueError, match=r"has more than 20 members, or names without end"):
+        zip_members(path, max_members=20, max_bytes=10)
+
+
+def test_the_large_form_of_the_directory_is_bounded_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZIP64_LIMIT", 10_000)  # in place of 4 GB
+        path.write_bytes(zip_bytes({f"{number:0500d}": b"" for number in range(50)}))
+    assert b"PK\x06\x06" in path.read_bytes()
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ValueError, match=r"has more than 20 members, or names without end"):
+        zip_members(path, max_members=20, max_bytes=10)
+
+
 def test_a_bomb_is_refused_by_what_it_claims(path: Path) -> None:
     data = zip_bytes({"bomb": bytes(10**8)}, zipfile.ZIP_DEFLATED)
     assert len(data) < 10**5 + 500
