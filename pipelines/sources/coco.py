@@ -41,10 +41,8 @@ MAX_SIDE = 65_500  # pixels; of a JPEG
 OVERHANG = 1.0  # pixels; upstream: none, or TensorFlow Datasets, whose BBoxFeature refuses it, could not be built
 
 # All that is read of the JSON: what else there is, polygons above all, is dropped while it is parsed.
-KEYS = {
-    "images", "annotations", "categories", "id", "name", "file_name", "height", "width",
-    "image_id", "category_id", "bbox", "area", "iscrowd",
-}  # fmt: skip
+KEYS = {"images", "annotations", "categories", "id", "name", "file_name", "height", "width",
+        "image_id", "category_id", "bbox", "area", "iscrowd"}  # fmt: skip
 COLUMNS = ("image_id", "category_id", "iscrowd", "bbox", "area")
 OBJECT = np.dtype(
     [("image", "<i8"), ("category", "<i4"), ("crowd", "?"), ("x", "<f8"), ("y", "<f8"), ("width", "<f8"),
