@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 # Ray Train asks its workers how they are every 2 s, and a run's end waits for that question. The preemption watcher
@@ -33,7 +34,8 @@ def use_cluster(wanted: dict[str, float]) -> None:
     counted. A cluster started here counts as many CPUs as are wanted, even on a machine with
     fewer; one that an earlier run started for less is started anew.
     """
-    os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
+    settings = {**RAY_ENVIRONMENT, **({"RAY_AUTH_MODE": "token"} if is_named() and _has_token() else {})}
+    os.environ.update({name: value for name, value in settings.items() if name not in os.environ})
     import ray
 
     # Ray tells on every start that its clusters are guarded by a token, which is as it should be.
@@ -54,6 +56,12 @@ def use_cluster(wanted: dict[str, float]) -> None:
                 f"the run needs {amount:g} {name} and the Ray cluster has {there.get(name, 0.0):g}; lower num_workers, "
                 "worker_cpus, worker_gpus or servers in params.yaml, or name a larger cluster in RAY_ADDRESS"
             )
+
+
+def _has_token() -> bool:
+    """Whether there is a token for clusters: `ray start` guards a cluster by it then, but a driver does not show it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    return "RAY_AUTH_TOKEN" in os.environ or path.is_file()
 
 
 def leave_cluster() -> None:
