@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from pipelines.crawl import Crawl
-from pipelines.section import Section, parsed, read_yaml
+from pipelines.section import Positive, Section, Seed, parsed, read_yaml
+from pipelines.training.run import Run
 
 PARAMS_FILE = Path("params.yaml")
 CHECKSUM_LENGTHS = {"md5": 32, "sha256": 64}
-
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class File(Section):
@@ -65,132 +62,20 @@ class Dataset(Section):
     shard: Sharding
 
 
-class Optimizer(Section):
-    """The update rule of `tasks.optim`."""
+class Test(Section):
+    """What a table's runs are evaluated on."""
 
-    rule: Literal["rmsprop"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    decay: Fraction
-    momentum: Fraction
-    epsilon: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip_norm: Annotated[float, Field(gt=0)] | None
-    weight_average: Fraction | None  # decay of the running average of the weights; null: none is kept
-
-
-class Schedule(Section):
-    """Staircase decay by global step: learning_rate * rate ** floor(epoch / epochs)."""
-
-    decay_rate: Annotated[float, Field(gt=0, le=1)]
-    decay_epochs: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-
-
-class NetOptions(Section):
-    """What the convolutional nets can be asked for beside width, input size and classes."""
-
-    padding: Literal["same", "symmetric"]
-    activation: Literal["relu", "relu6"]
-    batch_norm_decay: Fraction
-    batch_norm_epsilon: Annotated[float, Field(gt=0)]
-    dropout: Fraction
-    min_depth: Positive
-
-
-class Augment(Section):
-    """Bounds of the random crop, flip and colour of training images."""
-
-    min_area: Fraction
-    max_area: Fraction
-    min_aspect: Annotated[float, Field(gt=0)]
-    max_aspect: Annotated[float, Field(gt=0)]
-    flip: Fraction
-    brightness: Fraction
-    min_saturation: Annotated[float, Field(ge=0)]
-    max_saturation: Annotated[float, Field(ge=0)]
-    antialias: bool
-    central_fraction: Annotated[float, Field(gt=0, le=1)]  # of each side, in evaluation
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Augment:
-        for name in ("area", "aspect", "saturation"):
-            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            if low > high:
-                raise ValueError(f"min_{name} {low} is above max_{name} {high}")
-        return self
-
-
-class Servers(Section):
-    """Asynchronous training: how many parameter servers, and what a late gradient means to them."""
-
-    num_servers: Positive
-    staleness: Literal["none", "scale", "drop", "wait"]
-    max_staleness: Positive  # read by "drop" and "wait"
-    snapshot_steps: Positive
-    cpus: Annotated[float, Field(ge=0)]  # that Ray sets aside for each
-
-
-# How a run is executed, watched and evaluated.
-_WATCHING = ("worker_cpus", "worker_gpus", "max_failures", "decode_threads", "log_steps", "checkpoint_steps")
-_PARTS: Any = {"servers": {"cpus", "snapshot_steps"}, "augment": {"central_fraction"}}
-EXECUTION: Any = {**dict.fromkeys(_WATCHING, True), **_PARTS}
-
-
-class Run(Section):
-    """One training run: one row of a table, with every value its result depends on."""
-
-    name: str
-    task: str
-    net: str
-    width: Annotated[float, Field(gt=0)]
-    resolution: Positive  # the paper's input size: what Mult-Adds are counted at
-    resolution_divisor: Annotated[float, Field(ge=1)]
-    kind: Literal["local", "ddp", "async"]
-    num_workers: Positive
-    worker_cpus: Annotated[float, Field(gt=0)]
-    worker_gpus: Annotated[float, Field(ge=0)]
-    max_failures: Annotated[int, Field(ge=-1)]  # of workers, before the run is given up; -1: never
-    epochs: Annotated[float, Field(gt=0)]
-    batch_size: Positive  # of one worker
-    seed: Seed
-    precision: Literal["32-true", "bf16-mixed"]
-    decode_threads: Annotated[int, Field(ge=0)]  # 0: images are decoded where they are used
-    block_shards: Positive  # shards whose samples are shuffled together
-    log_steps: Positive
-    checkpoint_steps: Positive
-    optimizer: Optimizer
-    schedule: Schedule
-    net_options: NetOptions
-    augment: Augment
-    servers: Servers
-
-    @model_validator(mode="after")
-    def _is_trainable(self) -> Run:
-        if self.resolution % self.resolution_divisor:
-            raise ValueError(f"resolution {self.resolution} is not a multiple of {self.resolution_divisor}")
-        if self.kind == "local" and self.num_workers != 1:
-            raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """The values that decide what the weights become: a run that differs in others alone is the same run."""
-        values = {**self.model_dump(exclude=EXECUTION), "input_size": self.input_size}
-        if self.kind != "async":
-            del values["servers"]
-        return values
-
-    @property
-    def input_size(self) -> int:
-        """Side of the square images that the net is trained on, in pixels."""
-        return round(self.resolution / self.resolution_divisor)
+    dataset: str
+    split: str
 
 
 class Table(Section):
-    """A family of runs that the paper compares: the same task, data set and class count."""
+    """A family of runs: the same task, the same data to learn from and to be tested on, and as many outputs."""
 
     task: str
     dataset: str
-    num_classes: Positive  # the paper's: what parameters are counted at
+    test: Test
+    num_outputs: Positive  # the paper's: what parameters are counted at
     runs: dict[str, dict[str, Any]]
 
     @field_validator("runs")
@@ -229,10 +114,18 @@ class Params(Section):
         for scale_name, scale in self.scales.items():
             for table_name, table in self.tables.items():
                 _one_of(table.dataset, scale.datasets, f"tables.{table_name}.dataset")
+                _one_of(table.test.dataset, scale.datasets, f"tables.{table_name}.test.dataset")
                 _one_of(table_name, scale.recipes, f"scales.{scale_name}.recipes: table")
                 for name in scale.recipes[table_name].runs:
                     _one_of(name, table.runs, f"scales.{scale_name}.recipes.{table_name}.runs: run")
+        names = [name for table in self.tables.values() for name in table.runs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"run {min(twice)!r} is in two tables")
         return self
+
+    def table_of(self, run: str) -> str | None:
+        """The table that a run is a row of; None for a name that is no run's."""
+        return next((name for name, table in self.tables.items() if run in table.runs), None)
 
     def dataset(self, name: str, scale: str | None = None) -> Dataset:
         """The data set `name` at a scale, by default the one in force. Raises ValueError for an unknown name."""
@@ -250,6 +143,10 @@ class Params(Section):
         for name, row in table.runs.items():
             merged = _merge(_merge(recipe.defaults, row), recipe.runs.get(name, {}))
             runs[name] = parsed(Run, {**merged, "name": name, "task": table.task}, f"run {name}")
+            for key, wanted in runs[name].origins.items():
+                if self.table_of(wanted) is None and not (key == "init_from" and wanted.endswith(".pt")):
+                    files = " or a .pt file" if key == "init_from" else ""
+                    raise ValueError(f"run {name}: {key} is {wanted!r}; it must be a run of a table{files}")
         return runs
 
     def _scale(self, scale: str | None) -> str:
@@ -279,9 +176,16 @@ def _one_of(name: str, known: dict[str, Any], what: str) -> str:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, block by block."""
+    """`base` with the values of `over`, block by block; a block with another `rule` is none of the base's concern."""
     merged = dict(base)
     for key, value in over.items():
-        both_blocks = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_blocks else value
+        below = merged.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("rule", below.get("rule")) == below.get("rule")
+        ):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
     return merged

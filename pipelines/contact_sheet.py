@@ -28,7 +28,7 @@ def inspect(shards: Path, sheet: Path) -> None:
     """Draw samples of every split, evenly spread over it, to the PNG `sheet`."""
     from PIL import Image
 
-    from pipelines.reader import SplitReader
+    from pipelines.training.reader import SplitReader
 
     index = read_index(shards)
     strips = []

@@ -1,4 +1,4 @@
-"""Tables 1 to 3: what the paper says of its net's layers and their cost, beside what is counted on ours.
+"""Tables 1 to 3, what the paper says of its net's layers and their cost, beside what is counted on ours; single nets.
 
 Nothing here was trained: the numbers are properties of the nets in `tasks.nets`.
 """
@@ -10,8 +10,8 @@ from decimal import Decimal
 
 import torch
 
-from pipelines.paper import Costs, Layers
-from pipelines.tables import PARTS, Cell, Record, Table, count_difference, plain_number
+from pipelines.paper import Costs, CountedNet, Layers
+from pipelines.tables import KINDS, Cell, Record, Result, Table, count_difference, plain_number
 from tasks.nets import NetSpec, build
 from tasks.nets.complexity import LayerRow, count, layer_table, one_layer_example
 
@@ -27,6 +27,14 @@ def cost_table(name: str, table: Layers | Costs) -> Table:
     if isinstance(table, Layers):
         return _layers(name, table, layer_table(net, INPUT_SIZE))
     return _costs(name, table, count(net, INPUT_SIZE).shares(), unit=Decimal("0.01"), decimals=2)
+
+
+def net_cost(net: CountedNet) -> Result:
+    """The Mult-Adds and parameters of a net that is not trained."""
+    with torch.device("meta"):
+        built = build(NetSpec(**net.model_dump(exclude={"resolution"})))
+    counted = count(built, net.resolution)
+    return {"mult_adds": counted.mult_adds, "parameters": counted.parameters}
 
 
 def _layers(name: str, table: Layers, ours: list[LayerRow]) -> Table:
@@ -56,5 +64,5 @@ def _costs(name: str, table: Costs, ours: Mapping[str, tuple[float, float]], uni
             record |= {f"{quantity}_paper": plain_number(Decimal(text) * unit), quantity: value}
         rows.append(cells)
         records.append(record)
-    header = [("", table.label), *((column, part) for column in table.columns for part in PARTS["counted"])]
+    header = [("", table.label), *((column, part) for column in table.columns for part in KINDS["counted"].parts)]
     return Table(name, table.title, header, rows, records, slips=table.slips, notes=table.notes)

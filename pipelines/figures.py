@@ -50,11 +50,13 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The training loss of one run by global step."""
+    """The training loss of one run by global step. `taught`: it is a distance from a teacher, not from labels."""
 
+    run: str
     net: str
     width: float
     resolution: int
+    taught: bool
     steps: Sequence[float]
     losses: Sequence[float]
 
@@ -111,21 +113,22 @@ def accuracy_figure(points: Sequence[Point], xlabel: str, chance: float, ours: s
 
 
 def loss_figure(curves: Sequence[Curve]) -> dict[str, bytes]:
-    """The training loss of all runs: a panel for each width of MobileNet, and one for the other nets."""
-    panels: dict[str, list[tuple[str, str, Curve]]] = {}
+    """The training loss of a table's runs: a panel for each width of MobileNet, and one for the other nets.
+
+    Panels have the same vertical axis where all losses are the same quantity.
+    """
+    panels: dict[str, list[Curve]] = {}
     for curve in curves:
-        if curve.net == "mobilenet":
-            panel = panels.setdefault(f"MobileNet, width {curve.width}", [])
-            panel.append((str(curve.resolution), RESOLUTION_COLORS.get(curve.resolution, GREY), curve))
-        else:
-            panel = panels.setdefault("other nets", [])
-            panel.append((curve.net, LINE_COLORS[len(panel) % len(LINE_COLORS)], curve))
-    rows = math.ceil(len(panels) / 2)
+        title = f"MobileNet, width {curve.width}" if curve.net == "mobilenet" else "other nets"
+        panels.setdefault(title, []).append(curve)
+    same = len({curve.taught for curve in curves}) == 1
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
 
     def plot(figure: Figure) -> None:
-        grid = figure.subplots(rows, 2, sharey=True, squeeze=False).flat
+        grid = figure.subplots(rows, columns, sharey=same, squeeze=False).flat
         for (title, lines), axes in zip(panels.items(), grid, strict=False):
-            for label, color, curve in lines:
+            for (label, color), curve in zip(_line_styles(lines), lines, strict=True):
                 axes.plot(curve.steps, curve.losses, color=color, linewidth=1.3, label=label)
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
             axes.set_xlabel("global step")
@@ -135,6 +138,16 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, bytes]:
         figure.supylabel("training loss", fontsize=10)
 
     return draw(plot, 7.6, 2.7 * rows)
+
+
+def _line_styles(lines: Sequence[Curve]) -> list[tuple[str, str]]:
+    """Label and colour of each curve in a panel: of its resolution, its net or its run, whichever tells all apart."""
+    resolutions = [curve.resolution for curve in lines]
+    if lines[0].net == "mobilenet" and len(set(resolutions)) == len(lines):
+        return [(str(resolution), RESOLUTION_COLORS.get(resolution, GREY)) for resolution in resolutions]
+    nets = [curve.net for curve in lines]
+    labels = nets if len(set(nets)) == len(lines) else [curve.run for curve in lines]
+    return [(label, LINE_COLORS[i % len(LINE_COLORS)]) for i, label in enumerate(labels)]
 
 
 def staleness_figure(counts: Mapping[int, int]) -> dict[str, bytes]:

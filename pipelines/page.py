@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 class Picture(NamedTuple):
-    """A drawn figure: its files by suffix, and the words around it."""
+    """A drawn figure: its files by suffix, perhaps its data among them as .csv, and the words around it."""
 
     name: str
     title: str
@@ -33,11 +33,18 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A chapter of the report."""
+    """A chapter of the report, in order."""
 
     title: str
-    pictures: Sequence[Picture]
-    tables: Sequence[Table]
+    items: Sequence[Picture | Table]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [item for item in self.items if isinstance(item, Picture)]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [item for item in self.items if isinstance(item, Table)]
 
 
 def html_page(paper: Paper, scale: str, summary: Mapping[str, str], sections: Sequence[Section]) -> str:
@@ -56,14 +63,23 @@ def markdown_page(paper: Paper, scale: str, summary: Mapping[str, str], sections
     blocks.append("\n".join(f"- {note.strip()}" for note in paper.notes))
     for section in sections:
         blocks.append(f"## {section.title}")
-        for picture in section.pictures:
-            blocks += [f"### {picture.title}", *_bold(picture.statement), picture.caption]
-            blocks.append(f"![{picture.title}]({picture.name}.png)")
-        for table in section.tables:
-            blocks += [f"### {table.title}", *_bold(table.statement), _markdown_table(table)]
-            notes = [f"- Slip of the paper: {slip}" for slip in table.slips] + [f"- {note}" for note in table.notes]
-            blocks += ["\n".join(notes)] if notes else []
+        for item in section.items:
+            blocks += [f"### {item.title}", *_bold(item.statement)]
+            blocks += _table_blocks(item) if isinstance(item, Table) else _picture_blocks(item)
     return "\n\n".join(blocks) + "\n"
+
+
+def _picture_blocks(picture: Picture) -> list[str]:
+    return [picture.caption, f"![{picture.title}]({picture.name}.png)"]
+
+
+def _table_blocks(table: Table) -> list[str]:
+    notes = [
+        *(f"- In our results: {comparison}" for comparison in table.comparisons),
+        *(f"- Slip of the paper: {slip}" for slip in table.slips),
+        *(f"- {note}" for note in table.notes),
+    ]
+    return [_markdown_table(table), *(["\n".join(notes)] if notes else [])]
 
 
 def _bold(statement: str) -> list[str]:

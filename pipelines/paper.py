@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.section import Section, parsed, read_yaml
 
@@ -14,44 +14,76 @@ PAPER_FILE = Path(__file__).with_name("paper.yaml")
 
 
 class Data(Section):
-    """How much the published accuracies were evaluated on."""
+    """The test set of published accuracies. Where the paper's is not public: ours, and why the two do not compare."""
 
-    num_classes: int
+    dataset: str  # in params.yaml
+    num_classes: int  # 0: it has none
+    classes: str = "classes"  # what is counted by `num_classes`
     eval_samples: int
+    source: str = "the paper"  # whose these counts are
+    unlike: str = ""  # a sentence; empty where accuracies can be compared
 
 
 class Column(Section):
-    """One published quantity; its key is the key of `metrics.json`."""
+    """One published quantity, or one of ours alone; its key is the key of `metrics.json`."""
 
     title: str
-    kind: Literal["measured", "counted", "quoted"]
+    kind: Literal["proportion", "measured", "counted", "quoted", "ours"]
     unit: Decimal  # a printed number times this is in the units of metrics.json
     decimals: int  # that ours is shown with
 
 
+class CountedNet(Section):
+    """A net whose cost is counted and that is never trained: values of `tasks.nets.NetSpec`, and its input size."""
+
+    net: str
+    width: float
+    min_depth: int
+    num_classes: int
+    resolution: int
+
+
 class Row(Section):
-    """A net of a published table: our run of it and the numbers as printed; a column left out was not printed."""
+    """A net of a published table: our run of it, or its count alone, and the numbers as printed.
+
+    A column left out of `published` was not printed.
+    """
 
     label: str
-    run: str
-    published: dict[str, str]
+    run: str | None = None
+    net: CountedNet | None = None
+    published: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Row:
+        if (self.run is None) == (self.net is None):
+            raise ValueError(f"row {self.label!r} must have either run or net")
+        return self
+
+    @property
+    def key(self) -> str:
+        """What the row's result is found by."""
+        return self.run or self.label
 
 
 class Published(Section):
     """What all published tables have."""
 
     title: str
+    section: str
     slips: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 class Runs(Published):
-    """Rows that were trained: Tables 4 to 9."""
+    """Rows that were trained: Tables 4 to 10, 12 and 14."""
 
     kind: Literal["runs"]
-    results: str  # the table of params.yaml whose metrics.json has the runs
-    columns: tuple[str, ...]
+    data: str  # what the accuracies are of
+    columns: tuple[str, ...]  # the accuracy first
     rows: tuple[Row, ...]
+    compare: tuple[tuple[str, str], ...] = ()  # two of our runs each, the first less the second
+    pictures: str | None = None  # the run whose evaluation pictures are shown
 
 
 class Layers(Published):
@@ -89,6 +121,7 @@ class Paper(Section):
     citation: str
     url: str
     notes: tuple[str, ...]
+    sections: tuple[str, ...]
     data: dict[str, Data]
     columns: dict[str, Column]
     tables: dict[str, Annotated[Runs | Layers | Costs, Field(discriminator="kind")]]

@@ -38,6 +38,11 @@ def work(scale: str) -> Path:
     return RESULTS / scale / "work"
 
 
+def predictions(scale: str, dataset: str, digest: str) -> Path:
+    """What a teacher predicts of a data set: beside the shards, by a digest of all that it depends on."""
+    return DATA / scale / "predictions" / dataset / f"{digest[:16]}.npy"
+
+
 def job_name(run: str, fingerprint: str) -> str:
     """A name that no run of other params, data or code has."""
     return f"{run}-{fingerprint[:12]}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from pipelines.curve import read_curve
+from pipelines.training.curve import read_curve
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 1.0
@@ -44,6 +44,20 @@ def watched(curve: Path, total_steps: int, title: str) -> Iterator[None]:
             follower.join()
     row = _last(curve)
     log.info("%s: %d steps%s", title, total_steps, "" if row is None else f", {_state(row)}")
+
+
+@contextmanager
+def counted(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, elsewhere one line at the end; yields the function that moves it by so many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
+    log.info("%s: %d", title, total)
 
 
 def _last(curve: Path) -> dict[str, Any] | None:

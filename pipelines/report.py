@@ -1,110 +1,58 @@
 """The report stage: `python -m pipelines.report` sets the paper's numbers and ours side by side.
 
-Reads the `metrics.json` of every table that `paper.yaml` has rows of, and the curves of its runs; writes a folder with
-`index.html` (one page, complete in itself), `report.md`, `tables/*.csv`, the figures, and `plots/` and `metrics/` for
-`dvc plots` and `dvc metrics`. The same input gives the same bytes.
+Reads the `metrics.json` of every table of params.yaml, the curves of its runs, and the evaluation pictures that
+`paper.yaml` asks for; writes a folder with `index.html` (one page, complete in itself), `report.md`, `tables/*.csv`,
+the figures, and `plots/` and `metrics/` for `dvc plots` and `dvc metrics`. The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from pipelines import paths, tracking
 from pipelines.command import one_line_errors, stage_parser
-from pipelines.config import Params, Run, load
-from pipelines.curve import read_curve
+from pipelines.config import Params, load
 from pipelines.figures import Curve, Point, accuracy_figure, loss_figure, staleness_figure
 from pipelines.page import Picture, Section, csv_text, html_page, markdown_page
 from pipelines.paper import Figure, Paper, Runs, load_paper
-from pipelines.rows import read_record
-from pipelines.tables import Metrics, Record, Table, data_statement, departures, runs_table, training_table
+from pipelines.report_data import Inputs, Losses, read_inputs
+from pipelines.tables import Record, Result, Table, data_statement, departures, results_of, runs_table, training_table
 
 log = logging.getLogger(__name__)
-CURVE_POINTS = 200  # a longer curve is averaged down to so many
-DVC_METRICS = ("top1", "top1_low", "top1_high", "top5", "mult_adds", "parameters")  # columns of `dvc metrics show`
-
-Losses = Sequence[tuple[int, float]]  # (global step, mean training loss since the entry before)
+DVC_METRICS = (  # columns of `dvc metrics show`, each where a run has it
+    *("top1", "top1_low", "top1_high", "top5", "mean_per_class"),
+    *("mean_ap", "mean_ap_low", "mean_ap_high"),
+    *("tar", "tar_low", "tar_high", "pair_accuracy", "eer"),
+    *("mult_adds", "parameters"),
+)
 
 
 def report(params: Params, scale: str) -> None:
     """Write the report of a scale: all of it, or nothing."""
-    paper = load_paper()
-    names = list(dict.fromkeys(table.results for table in paper.runs.values()))
-    metrics = {name: read_metrics(scale, name, params.runs(name, scale)) for name in names}
-    planned = {run: values for name in names for run, values in params.runs(name, scale).items()}
-    folders = {run: paths.results(scale, name) / "train" / run for name in names for run in metrics[name]["runs"]}
-    losses = {run: read_losses(folder) for run, folder in folders.items()}
-    staleness = sum((read_staleness(folder) for folder in folders.values()), Counter[int]())
     folder = paths.report(scale)
-    replace_folder(folder, report_files(paper, scale, metrics, planned, losses, staleness))
+    replace_folder(folder, report_files(load_paper(), read_inputs(params, scale)))
     tracking.send([tracking.log_report(paths.spools(scale), folder, scale)])
     log.info("%s", folder / "index.html")
 
 
-def read_metrics(scale: str, table: str, planned: Mapping[str, Run]) -> Metrics:
-    """What the runs of a table reached. Raises ValueError that names the file and the command that makes it."""
-    path = paths.results(scale, table) / "metrics.json"
-    command = f"python -m pipelines.evaluate {table} --scale {scale}"
-    try:
-        metrics: Metrics = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; make it with: {command}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); make it again with: {command}") from None
-    if stray := set(metrics["runs"]) - set(planned):
-        raise ValueError(f"{path} has {min(stray)}, which params.yaml lacks; make it again with: {command}")
-    return metrics
-
-
-def read_losses(folder: Path) -> Losses:
-    """The training loss of a run, averaged down to CURVE_POINTS entries. Raises ValueError for a run without any."""
-    rows = read_curve(folder / "curve.jsonl")
-    if not rows:
-        raise ValueError(f"{folder / 'curve.jsonl'}: missing or empty; train the run again: python -m pipelines.train")
-    size = math.ceil(len(rows) / CURVE_POINTS)
-    bins = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [(part[-1]["step"], fmean(row["loss"] for row in part)) for part in bins]
-
-
-def read_staleness(folder: Path) -> Counter[int]:
-    """How many gradients of a run arrived how many updates late; empty where it was not asynchronous."""
-    record = read_record(folder)
-    counts = record["summary"].get("staleness", {}) if record else {}
-    return Counter({int(updates): pushes for updates, pushes in counts.items()})
-
-
-def report_files(
-    paper: Paper,
-    scale: str,
-    metrics: Mapping[str, Metrics],
-    planned: Mapping[str, Run],
-    losses: Mapping[str, Losses],
-    staleness: Mapping[int, int],
-) -> dict[str, bytes]:
-    """The whole report: file name -> content. Inputs by table (metrics) or by run (the rest)."""
-    from pipelines.cost_tables import cost_table
-
-    results = {run: result for table in metrics.values() for run, result in table["runs"].items()}
-    compared = [runs_table(name, table, paper, metrics[table.results]) for name, table in paper.runs.items()]
-    costs = [cost_table(name, table) for name, table in paper.tables.items() if not isinstance(table, Runs)]
-    training = training_table(list(planned), results, {run: rows[-1][1] for run, rows in losses.items()})
+def report_files(paper: Paper, inputs: Inputs) -> dict[str, bytes]:
+    """The whole report: file name -> content."""
+    tables = published_tables(paper, inputs)
+    final_losses = {run: rows[-1][1] for run, rows in inputs.losses.items()}
+    training = training_table(list(inputs.planned), inputs.results, final_losses)
     sections = [
-        Section("Accuracy and cost", accuracy_pictures(paper, metrics, planned), compared),
-        Section("Where the cost lies", [], costs),
-        Section("Training", training_pictures(planned, losses, staleness), [training]),
+        *(paper_section(title, paper, inputs, tables) for title in paper.sections),
+        Section("Training", [*training_pictures(inputs), training]),
     ]
-    summary = summarise(paper, metrics, planned, compared)
+    summary = summarise(paper, inputs, [tables[name] for name in paper.runs])
     texts = {
-        "index.html": html_page(paper, scale, summary, sections),
-        "report.md": markdown_page(paper, scale, summary, sections),
-        **dvc_files(results, losses),
+        "index.html": html_page(paper, inputs.scale, summary, sections),
+        "report.md": markdown_page(paper, inputs.scale, summary, sections),
+        **dvc_files(inputs.results, inputs.losses),
         **{f"tables/{table.name}.csv": csv_text(table.records) for section in sections for table in section.tables},
     }
     pictures = [picture for section in sections for picture in section.pictures]
@@ -112,33 +60,53 @@ def report_files(
     return drawn | {name: text.encode() for name, text in texts.items()}
 
 
-def accuracy_pictures(paper: Paper, metrics: Mapping[str, Metrics], planned: Mapping[str, Run]) -> list[Picture]:
-    """Figures 4 and 5: our points, and the paper's where it prints them."""
-    pictures = []
-    for name, figure in paper.figures.items():
-        table = paper.runs[figure.table]
-        measured = metrics[table.results]
-        points = figure_points(figure, table, paper, measured, planned)
-        found = [measured["runs"][row.run] for row in table.rows if row.run in measured["runs"]]
-        data = paper.data[measured["dataset"]]
-        ours = f"ours, {measured['scale']} data" if departures(measured, found, data) else "ours"
-        caption = f"{figure.caption} Vertical lines are 95 % intervals."
-        if len(found) < len(table.rows):
-            caption += f" Not run: {len(table.rows) - len(found)} of the {len(table.rows)} models."
-        files = accuracy_figure(points, paper.columns[figure.x].title, 100 / measured["num_classes"], ours)
-        statement = data_statement(measured, found, data)
-        pictures.append(Picture(name, figure.title, caption, statement, files))
-    return pictures
+def published_tables(paper: Paper, inputs: Inputs) -> dict[str, Table]:
+    """Every table of paper.yaml beside ours, by name."""
+    from pipelines.cost_tables import cost_table, net_cost
+
+    rows = [row for table in paper.runs.values() for row in table.rows]
+    counted = {row.key: net_cost(row.net) for row in rows if row.net is not None}
+    results = {**inputs.results, **counted}
+    return {
+        name: runs_table(name, table, paper, inputs.scale, results)
+        if isinstance(table, Runs)
+        else cost_table(name, table)
+        for name, table in paper.tables.items()
+    }
 
 
-def figure_points(
-    figure: Figure, table: Runs, paper: Paper, metrics: Metrics, planned: Mapping[str, Run]
-) -> list[Point]:
+def paper_section(title: str, paper: Paper, inputs: Inputs, tables: Mapping[str, Table]) -> Section:
+    """A chapter of paper.yaml: figures, tables, then evaluation pictures."""
+    names = [name for name, table in paper.tables.items() if table.section == title]
+    figures = [
+        accuracy_picture(name, figure, paper, inputs) for name, figure in paper.figures.items() if figure.table in names
+    ]
+    runs = [name for name in names if name in paper.runs]
+    evaluated = [picture for name in runs for picture in evaluation_pictures(name, paper, inputs)]
+    return Section(title, [*figures, *(tables[name] for name in names), *evaluated])
+
+
+def accuracy_picture(name: str, figure: Figure, paper: Paper, inputs: Inputs) -> Picture:
+    """Figure 4 or 5: our points, and the paper's where it prints them."""
+    table = paper.runs[figure.table]
+    data = paper.data[table.data]
+    points = figure_points(figure, table, paper, inputs)
+    found = results_of(table, inputs.results)
+    ours = f"ours, {inputs.scale} data" if departures(found, data) else "ours"
+    caption = f"{figure.caption} Vertical lines are 95 % intervals."
+    if len(found) < len(table.rows):
+        caption += f" Not run: {len(table.rows) - len(found)} of the {len(table.rows)} models."
+    chance = 100 / (found[0]["num_classes"] if found else data.num_classes)
+    files = accuracy_figure(points, paper.columns[figure.x].title, chance, ours)
+    return Picture(name, figure.title, caption, data_statement(inputs.scale, found, data), files)
+
+
+def figure_points(figure: Figure, table: Runs, paper: Paper, inputs: Inputs) -> list[Point]:
     """A point for each planned row that was run, or whose accuracy and cost the paper prints."""
     points = []
     unit = paper.columns[figure.x].unit
     for row in table.rows:
-        run, result = planned.get(row.run), metrics["runs"].get(row.run)
+        run, result = inputs.planned.get(row.key), inputs.results.get(row.key)
         cost = float(result[figure.x] / unit) if result else row.published.get(figure.x)
         printed = row.published.get("top1")
         ours = (100 * result["top1_low"], 100 * result["top1"], 100 * result["top1_high"]) if result else None
@@ -147,41 +115,58 @@ def figure_points(
     return points
 
 
-def training_pictures(
-    planned: Mapping[str, Run], losses: Mapping[str, Losses], staleness: Mapping[int, int]
-) -> list[Picture]:
-    """The curves of all runs, and how late gradients were where runs were asynchronous."""
-    curves = []
-    for name, rows in losses.items():
-        run, (steps, values) = planned[name], zip(*rows, strict=True)
-        curves.append(Curve(run.net, run.width, run.resolution, steps, values))
+def evaluation_pictures(name: str, paper: Paper, inputs: Inputs) -> list[Picture]:
+    """What the evaluation of one run of a table shows; names and titles say which table and run it is of."""
+    table = paper.runs[name]
+    if table.pictures is None or table.pictures not in inputs.results:
+        return []
+    statement = data_statement(inputs.scale, [inputs.results[table.pictures]], paper.data[table.data])
+    label = next(row.label for row in table.rows if row.run == table.pictures)
+    of = f"{table.title.split('. ')[0]}, {label}"
+    return [
+        picture._replace(name=f"{name}_{picture.name}", title=f"{picture.title}. {of}", statement=statement)
+        for picture in inputs.pictures(table.pictures)
+    ]
+
+
+def training_pictures(inputs: Inputs) -> list[Picture]:
+    """The curves of all runs, a figure for each table, and how late gradients were where runs were asynchronous."""
+    curves: dict[str, list[Curve]] = {}
+    for name, rows in inputs.losses.items():
+        run, (steps, values) = inputs.planned[name], zip(*rows, strict=True)
+        taught = run.teacher is not None
+        curve = Curve(name, run.net, run.width, run.resolution, taught, steps, values)
+        curves.setdefault(inputs.table_of[name], []).append(curve)
     caption = "Mean over the logged steps. A step is one update of the weights."
-    pictures = [Picture("curves", "Training loss", caption, "", loss_figure(curves))]
-    if staleness:
-        caption = f"All {sum(staleness.values()):,} gradients that the asynchronous runs pushed."
-        pictures.append(Picture("staleness", "Staleness of gradients", caption, "", staleness_figure(staleness)))
+    pictures = [
+        Picture(f"curves_{table}", f"Training loss, {table}", caption, "", loss_figure(found))
+        for table, found in curves.items()
+    ]
+    if inputs.staleness:
+        caption = f"All {sum(inputs.staleness.values()):,} gradients that the asynchronous runs pushed."
+        figure = staleness_figure(inputs.staleness)
+        pictures.append(Picture("staleness", "Staleness of gradients", caption, "", figure))
     return pictures
 
 
-def summarise(
-    paper: Paper, metrics: Mapping[str, Metrics], planned: Mapping[str, Run], compared: Sequence[Table]
-) -> dict[str, str]:
+def summarise(paper: Paper, inputs: Inputs, compared: Sequence[Table]) -> dict[str, str]:
     """What the report says in a few lines, by its terms."""
     marks = {
         (record["run"], column): cell.mark
         for table in compared
         for row, record in zip(table.rows, table.records, strict=True)
         for column, cell in zip(table.header, row, strict=True)
-        if cell.mark in ("same", "differs")
+        if record["run"] and cell.mark in ("same", "differs")
     }
     same = sum(mark == "same" for mark in marks.values())
     summary = {}
-    for name, measured in metrics.items():
-        results = list(measured["runs"].values())
-        summary[f"Accuracies, {name}"] = data_statement(measured, results, paper.data[measured["dataset"]])
-        summary[f"Data, {name}"] = f"shards {measured['data_digest']}"
-    done = sum(len(measured["runs"]) for measured in metrics.values())
-    summary["Runs"] = f"{done} of {len(planned)}"
+    for name, data in paper.data.items():
+        runs = {row.run for table in paper.runs.values() if table.data == name for row in table.rows}
+        results = [result for run, result in inputs.results.items() if run in runs]
+        summary[f"Accuracies, {data.dataset}"] = data_statement(inputs.scale, results, data)
+    for dataset, digests in shards_of(inputs.results).items():
+        summary[f"Shards, {dataset}"] = ", ".join(sorted(digests))
+    summary["Runs"] = f"{len(inputs.results)} of {len(inputs.planned)}"
     summary["Mult-Adds, parameters"] = (
         f"{same} of the {len(marks)} printed counts are met to the last printed digit; "
         "the notes under the tables explain the others"
@@ -189,15 +174,29 @@ def summarise(
     return summary
 
 
-def dvc_files(results: Mapping[str, Mapping[str, float]], losses: Mapping[str, Losses]) -> dict[str, str]:
-    """What `dvc plots` and `dvc metrics` show: cost and accuracy of every run, its curve, and its line of metrics."""
+def shards_of(results: Mapping[str, Result]) -> dict[str, set[str]]:
+    """The data sets that runs learned from and were tested on, with the digest of their shards: one, if all is new."""
+    found: dict[str, set[str]] = {}
+    for result in results.values():
+        found.setdefault(result["dataset"], set()).add(result["data_digest"])
+        found.setdefault(result["test_dataset"], set()).add(result["test_digest"])
+    return found
+
+
+def dvc_files(results: Mapping[str, Result], losses: Mapping[str, Losses]) -> dict[str, str]:
+    """What `dvc plots` and `dvc metrics` show: cost and accuracy on ImageNet, each run's curve and line of metrics."""
     keys = ("net", "width", "resolution", "mult_adds", "parameters", "top1", "top1_low", "top1_high")
-    points = [Record(run=run, **{key: result[key] for key in keys}) for run, result in results.items()]
-    files = {"plots/accuracy_vs_mult_adds.csv": csv_text(points)}
+    points = [
+        Record(run=run, **{key: result[key] for key in keys})
+        for run, result in results.items()
+        if result["test_dataset"] == "imagenet"
+    ]
+    files = {"plots/accuracy_vs_mult_adds.csv": csv_text(points)} if points else {}
     for run, rows in losses.items():
         files[f"plots/curves/{run}.csv"] = csv_text([Record(run=run, step=step, loss=loss) for step, loss in rows])
     for run, result in results.items():
-        files[f"metrics/{run}.json"] = json.dumps({key: result[key] for key in DVC_METRICS}, indent=2) + "\n"
+        shown = {key: result[key] for key in DVC_METRICS if key in result}
+        files[f"metrics/{run}.json"] = json.dumps(shown, indent=2) + "\n"
     return files
 
 

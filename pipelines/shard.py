@@ -34,11 +34,11 @@ from pipelines.config import Params, Sharding, load
 from pipelines.download import require_space
 from pipelines.files import locked, read_json, write_json
 from pipelines.pool import pool
-from pipelines.rows import code_digest, fingerprint
 from pipelines.section import parsed
 from pipelines.shards import INDEX, Index, Shard, Split, read_index, write_shard
 from pipelines.sources import SOURCES
 from pipelines.sources.base import Source, Unit
+from pipelines.training.rows import code_digest, fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`paper.yaml` and `metrics.json` -> the tables of the report: the paper's number beside ours, row by row.
+"""`paper.yaml` and the results of runs -> the tables of the report: the paper's number beside ours, row by row.
 
 Every kind of table ends as the same plain record, `Table`, which `pipelines.report` writes as HTML, Markdown and CSV.
 Whether an accuracy can be compared with the paper's is read from what was evaluated, never from the scale's name.
@@ -12,17 +12,29 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from pipelines.paper import Column, Data, Paper, Runs
+from pipelines.paper import Column, Data, Paper, Row, Runs
 
-Metrics = Mapping[str, Any]  # a metrics.json: the data evaluated on, and one row of results for each run
-Result = Mapping[str, Any]  # one of these rows
+Result = Mapping[str, Any]  # what metrics.json says of one run
 Record = dict[str, str | int | float | None]
 
-PARTS = {  # what is shown of a published quantity, by the kind of its column
-    "measured": ("paper", "ours", "95 % interval", "correct", "difference"),
-    "counted": ("paper", "ours", "difference"),
-    "quoted": ("",),
-}
+
+class Kind(NamedTuple):
+    """How a kind of column is shown: its parts on the page, and our numbers in the CSV by what their keys end in."""
+
+    parts: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+KINDS = {
+    # A share of the samples, so that it is told as a count as well.
+    "proportion": Kind(
+        ("paper", "ours", "95 % interval", "correct", "difference"), ("", "_low", "_high", "_correct")
+    ),
+    "measured": Kind(("paper", "ours", "95 % interval", "difference"), ("", "_low", "_high")),
+    "counted": Kind(("paper", "ours", "difference"), ("",)),
+    "quoted": Kind(("",), ()),
+    "ours": Kind(("ours",), ("",)),
+}  # fmt: skip
 
 
 class Cell(NamedTuple):
@@ -46,6 +58,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     records: Sequence[Record]
     statement: str = ""  # what data the accuracies are of
+    comparisons: Sequence[str] = ()  # of our rows with each other
     slips: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -60,54 +73,88 @@ class Table:
         return {i for i in range(1, len(self.header)) if self.header[i][0] != self.header[i - 1][0]}
 
 
-def runs_table(name: str, table: Runs, paper: Paper, metrics: Metrics) -> Table:
-    """The rows of a published table, each beside our run of it; a run that `metrics` lacks is shown as not run."""
+def runs_table(name: str, table: Runs, paper: Paper, scale: str, results: Mapping[str, Result]) -> Table:
+    """The rows of a published table, each beside our run of it; a run that `results` lacks is shown as not run.
+
+    results: by run, and by label where a row is only counted.
+    """
     columns = {key: paper.columns[key] for key in table.columns}
-    data = paper.data[metrics["dataset"]]
-    rows, records, results = [], [], []
+    data = paper.data[table.data]
+    rows, records = [], []
     for row in table.rows:
-        result = metrics["runs"].get(row.run)
-        comparable = result is not None and not departures(metrics, [result], data)
+        result = results.get(row.key)
+        trained = result if row.run else None
+        comparable = trained is not None and not data.unlike and not departures([trained], data)
         cells, record = [Cell(row.label)], Record(model=row.label, run=row.run)
         for key, column in columns.items():
-            printed = row.published.get(key)
-            cells.append(NOT_PRINTED if printed is None else Cell(printed))
-            cells += _ours(key, column, printed, result, comparable)
-            record |= _unrounded(key, column, printed, result)
+            cells += _cells(key, column, row, result, comparable)
+            record |= _unrounded(key, column, row, result)
         rows.append(cells)
-        samples = result["samples"] if result else None
+        samples = trained["samples"] if trained else None
         records.append(record | {"samples": samples, "comparable": str(comparable).lower()})
-        results += [result] if result else []
-    header = [("", "Model"), *((column.title, part) for column in columns.values() for part in PARTS[column.kind])]
-    statement = data_statement(metrics, results, data)
-    return Table(name, table.title, header, rows, records, statement, table.slips, table.notes)
+    header = [
+        ("", "Model"),
+        *((column.title, part) for column in columns.values() for part in KINDS[column.kind].parts),
+    ]
+    statement = data_statement(scale, results_of(table, results), data)
+    compared = comparisons(table, paper, results)
+    return Table(name, table.title, header, rows, records, statement, compared, table.slips, table.notes)
 
 
-def _ours(key: str, column: Column, printed: str | None, result: Result | None, comparable: bool) -> list[Cell]:
-    """What stands beside a printed number."""
+def results_of(table: Runs, results: Mapping[str, Result]) -> list[Result]:
+    """The results of those rows of a table that were run."""
+    return [results[row.key] for row in table.rows if row.run and row.key in results]
+
+
+def _cells(key: str, column: Column, row: Row, result: Result | None, comparable: bool) -> list[Cell]:
+    """What a row shows in the parts of one column."""
+    parts = KINDS[column.kind].parts
+    printed = row.published.get(key)
+    paper = [] if column.kind == "ours" else [NOT_PRINTED if printed is None else Cell(printed)]
+    rest = len(parts) - len(paper)
     if column.kind == "quoted":
-        return []
+        return paper
     if result is None:
-        return [NOT_RUN] + [NOT_PRINTED] * (len(PARTS[column.kind]) - 2)
+        return [*paper, NOT_RUN, *[NOT_PRINTED] * (rest - 1)]
+    if not _has(key, column, row, result):
+        return [*paper, *[NOT_PRINTED] * rest]
     ours = _in_units(result[key], column)
-    shown = Cell(f"{ours:,.{column.decimals}f}")
     if column.kind == "counted":
-        return [shown, count_difference(printed, ours, column.decimals)]
-    low, high = (_in_units(result[f"{key}_{end}"], column) for end in ("low", "high"))
-    interval = Cell(f"{low:.{column.decimals}f} to {high:.{column.decimals}f}")
-    count = Cell(f"{result[f'{key}_correct']:,} of {result['samples']:,}")
-    return [shown, interval, count, measured_difference(printed, ours, column.decimals, comparable)]
+        return [*paper, _shown(ours, column), count_difference(printed, ours, column.decimals)]
+    if column.kind == "ours":
+        return [_shown(ours, column)]
+    low, high = (_shown(_in_units(result[f"{key}_{end}"], column), column).text for end in ("low", "high"))
+    cells = [*paper, _shown(ours, column), Cell(f"{low} to {high}")]
+    if column.kind == "proportion":
+        cells.append(Cell(f"{result[f'{key}_correct']:,} of {result['samples']:,}"))
+    return [*cells, measured_difference(printed, ours, column.decimals, comparable)]
+
+
+def _shown(value: Decimal, column: Column) -> Cell:
+    return Cell(f"{value:,.{column.decimals}f}")
 
 
 def _in_units(value: float, column: Column) -> Decimal:
     return Decimal(str(value)) / column.unit
 
 
-def _unrounded(key: str, column: Column, printed: str | None, result: Result | None) -> Record:
+def _unrounded(key: str, column: Column, row: Row, result: Result | None) -> Record:
     """The paper's number and ours in the units of metrics.json."""
-    record: Record = {f"{key}_paper": None if printed is None else plain_number(Decimal(printed) * column.unit)}
-    ends = {"measured": ("", "_low", "_high", "_correct"), "counted": ("",), "quoted": ()}[column.kind]
-    return record | {f"{key}{end}": None if result is None else result[f"{key}{end}"] for end in ends}
+    printed = row.published.get(key)
+    paper = None if printed is None else plain_number(Decimal(printed) * column.unit)
+    record: Record = {} if column.kind == "ours" else {f"{key}_paper": paper}
+    ours = result if result is not None and _has(key, column, row, result) else None
+    keys = [f"{key}{end}" for end in KINDS[column.kind].ends]
+    return record | {name: None if ours is None else ours[name] for name in keys}
+
+
+def _has(key: str, column: Column, row: Row, result: Result) -> bool:
+    """Whether there is a number of ours: a net that is only counted has no accuracy, and not every test set has all
+    that the paper does not print (pairs, for one).
+    """
+    if column.kind == "ours":
+        return key in result
+    return column.kind == "counted" or row.run is not None
 
 
 def plain_number(value: Decimal) -> int | float:
@@ -136,50 +183,85 @@ def count_difference(printed: str | None, exact: Decimal, decimals: int) -> Cell
     return Cell(f"{exact - published:+,.{decimals}f} ({exact / published - 1:+.2%})", "differs")
 
 
-def departures(metrics: Metrics, results: Sequence[Result], data: Data) -> list[str]:
-    """How the data that these results are of differs from the paper's; empty where the accuracies can be compared."""
+def departures(results: Sequence[Result], data: Data) -> list[str]:
+    """How what these results are of differs from the full test set and inputs; empty where it does not."""
     found = []
-    if metrics["num_classes"] != data.num_classes:
-        found.append(f"{metrics['num_classes']:,} classes (the paper: {data.num_classes:,})")
-    if metrics["eval_samples"] != data.eval_samples:
-        found.append(f"{metrics['eval_samples']:,} validation images (the paper: {data.eval_samples:,})")
+    others = sorted({result["test_dataset"] for result in results} - {data.dataset})
+    if others:
+        found.append(f"tested on {' and '.join(others)} ({data.source}: {data.dataset})")
+    for key, full, what in (
+        ("num_classes", data.num_classes, data.classes),
+        ("eval_samples", data.eval_samples, "test images"),
+    ):
+        if counts := sorted({result[key] for result in results} - {full}):
+            found.append(f"{' or '.join(f'{count:,}' for count in counts)} {what} ({data.source}: {full:,})")
     divisors = sorted({result["resolution"] / result["input_size"] for result in results} - {1.0})
     if divisors:
         found.append(f"inputs divided by {' or '.join(f'{divisor:g}' for divisor in divisors)}")
     return found
 
 
-def data_statement(metrics: Metrics, results: Sequence[Result], data: Data) -> str:
+def data_statement(scale: str, results: Sequence[Result], data: Data) -> str:
     """What the accuracies are of, and whether they can be compared with the paper's and with each other."""
-    found = departures(metrics, results, data)
-    statement = (
-        f"Accuracies at {metrics['scale']} scale are of the {metrics['scale']} data: {', '.join(found)}. "
-        "They cannot be compared with the paper's; Mult-Adds and parameters can."
-        if found
-        else f"Accuracies are of {data.eval_samples:,} validation images of {data.num_classes:,} classes at full "
-        "input size, as the paper's are."
-    )
+    if not results:
+        return "None of these was run."
+    found = departures(results, data)
+    if found:
+        statement = f"Accuracies at {scale} scale are of the {scale} data: {', '.join(found)}."
+    else:
+        classes = f" of {data.num_classes:,} {data.classes}" if data.num_classes else ""
+        same = "" if data.unlike else ", as the paper's are"
+        statement = f"Accuracies are of {data.eval_samples:,} test images{classes} at full input size{same}."
+    if data.unlike:
+        statement += f" {data.unlike}"
+    if found or data.unlike:
+        statement += " Ours cannot be compared with the paper's; Mult-Adds and parameters can."
     epochs = sorted({result["epochs"] for result in results})
     if len(epochs) > 1:
-        statement += f" These rows were trained for {epochs[0]:g} to {epochs[-1]:g} epochs; the paper trains all alike."
+        statement += f" Not all were trained alike: for {epochs[0]:g} to {epochs[-1]:g} epochs."
     return statement
 
 
+def comparisons(table: Runs, paper: Paper, results: Mapping[str, Result]) -> list[str]:
+    """How our runs stand to each other, where the table asks for it: a sentence for each pair, in its first column."""
+    key = table.columns[0]
+    column = paper.columns[key]
+    labels = {row.run: row.label for row in table.rows}
+    sentences = []
+    for run, other in table.compare:
+        pair = f"{labels[run]} minus {labels[other]}"
+        if run not in results or other not in results:
+            sentences.append(f"{pair}: not run.")
+            continue
+        first, second = results[run], results[other]
+        if first["teacher"] == other:
+            pair += ", its teacher"
+        less = _in_units(first[key], column) - _in_units(second[key], column)
+        overlap = first[f"{key}_low"] <= second[f"{key}_high"] and second[f"{key}_low"] <= first[f"{key}_high"]
+        verdict = "overlap" if overlap else "are apart"
+        sentences.append(f"{pair}: {less:+.{column.decimals}f} points; the intervals {verdict}.")
+    return sentences
+
+
+METRICS = {"top1": "top-1", "mean_ap": "mean AP", "tar": "TAR at FAR 1e-4"}  # the first that a result has is its task's
 TRAINING = (  # how the runs were made: key, heading, format
+    ("dataset", "trained on", "{}"),
+    ("metric", "metric", "{}"),
+    ("reached", "reached", "{:.1%}"),
     ("input_size", "input, px", "{}"),
     ("kind", "kind", "{}"),
     ("num_workers", "workers", "{}"),
     ("epochs", "epochs", "{:g}"),
     ("steps", "steps", "{:,}"),
     ("final_loss", "final loss", "{:.3f}"),
-    ("top1", "top-1", "{:.1%}"),
-    ("top5", "top-5", "{:.1%}"),
     ("mean_staleness", "mean staleness", "{:.2f}"),
     ("train_seconds", "seconds", "{:,.0f}"),
     ("images_per_second", "images/s", "{:,.0f}"),
     ("mult_adds", "Mult-Adds", "{:,}"),
     ("parameters", "parameters", "{:,}"),
     ("parameters_all", "with biases, BN", "{:,}"),
+    ("init_from", "starts from", "{}"),
+    ("teacher", "teacher", "{}"),
 )
 
 
@@ -187,7 +269,11 @@ def training_table(planned: Sequence[str], results: Mapping[str, Result], final_
     """Every run of params.yaml: how it was made, what it reached and what it costs."""
     rows, records = [], []
     for name in planned:
-        result = {**results[name], "final_loss": final_losses[name]} if name in results else {}
+        result: dict[str, Any] = {}
+        if name in results:
+            metric = next(key for key in METRICS if key in results[name])
+            reached = {"metric": METRICS[metric], "reached": results[name][metric]}
+            result = {**results[name], **reached, "final_loss": final_losses[name]}
         values = [result.get(key) for key, _, _ in TRAINING]
         missing = NOT_PRINTED if result else NOT_RUN
         shown = [
@@ -198,7 +284,9 @@ def training_table(planned: Sequence[str], results: Mapping[str, Result], final_
         records.append(Record(run=name) | {key: result.get(key) for key, _, _ in TRAINING})
     header = [("", "Run"), *(("", heading) for _, heading, _ in TRAINING)]
     notes = (
-        "Final loss is the mean over the last logged steps. Staleness is counted in asynchronous runs only.",
-        "Mult-Adds and parameters are those of the paper's net: 1,000 classes and the full resolution.",
+        "Final loss is the mean over the last logged steps. Losses of different tasks, or of labels and of a teacher, "
+        "are different quantities. Staleness is counted in asynchronous runs only.",
+        "Mult-Adds and parameters are those of the paper's net: with as many outputs as the paper's data ask for and "
+        "at full resolution, whatever the run was trained on.",
     )
     return Table("runs", "All runs", header, rows, records, notes=notes)

@@ -9,95 +9,68 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import paths, rows, tracking
+from pipelines import paths, tracking
 from pipelines.cluster import leave_cluster
 from pipelines.command import one_line_errors, stage_parser
-from pipelines.config import Params, Run, load
+from pipelines.config import Params, load
 from pipelines.files import locked, read_json
+from pipelines.plan import Plan, make_plan
 from pipelines.progress import watched
-from pipelines.shards import Index, read_index
+from pipelines.training import rows
 
 if TYPE_CHECKING:
-    from pipelines.job import Job
+    from pipelines.training.job import Job
 
 log = logging.getLogger(__name__)
 
 # A running average that starts at 0 and 1 has forgotten them after some five times its memory.
 BATCH_NORM_MEMORIES = 5
 
-# The files whose code decides what a run's weights become.
-CODE = ("async_backend", "decode", "job", "launch", "loop", "parameter_server", "reader", "remote_optimizer", "shards")
-COUNTING = Path("tasks/nets/complexity.py")
-
 
 def train(params: Params, scale: str, table: str, only: str | None = None) -> None:
     """Train a table's unfinished runs one after another and leave a folder for each."""
-    runs = params.runs(table, scale)
-    if only is not None and only not in runs:
-        raise ValueError(f"run {only!r} is unknown; table {table} has: {', '.join(runs)}")
-    dataset = params.tables[table].dataset
-    shards = paths.shards(scale, dataset)
-    index = read_index(shards)
-    code = rows.code_digest(
-        {*Path("tasks").rglob("*.py"), *(Path("pipelines") / f"{name}.py" for name in CODE)} - {COUNTING}
-    )
-    unfinished = {}
-    for name, run in runs.items():
-        fingerprint = rows.fingerprint(run=run.identity(), data=index.digest, code=code)
-        if only in (None, name) and not _is_finished(paths.results(scale, table) / "train" / name, fingerprint):
-            unfinished[name] = fingerprint
-    log.info("%s: %d of %d runs to train", table, len(unfinished), len(runs))
+    plan = make_plan(params, scale, table)
+    unfinished = plan.unfinished(only)
+    log.info("%s: %d of %d runs to train", table, len(unfinished), len(plan.runs))
     if not unfinished:
         return
-
-    # All are planned, and refused where a net cannot be built, before the first is trained.
-    jobs = [_job(runs[name], printed, index, shards, paths.work(scale)) for name, printed in unfinished.items()]
-    num_classes = params.tables[table].num_classes
-    planned = [(job, _record(job, unfinished[job.run.name], index, num_classes)) for job in jobs]
+    # All are checked, and refused where a net cannot be built or learned from, before the first is trained.
+    for name in unfinished:
+        plan.check(name)
     try:
         with tracking.sending() as track:
-            for number, (job, record) in enumerate(planned, start=1):
-                name = job.run.name
-                target = paths.results(scale, table) / "train" / name
+            for number, name in enumerate(unfinished, start=1):
                 with locked(paths.work(scale) / "locks" / name):
-                    if _is_finished(target, record["fingerprint"]):
-                        log.info("%s: another process has trained it meanwhile", name)
-                        continue
-                    spool = paths.spool(scale, name, record["fingerprint"])
-                    track(spool)
-                    with _tracked(spool, job, record, scale, table, dataset):
-                        _train_run(job, f"[{number}/{len(planned)}] {name}")
-                        record["summary"] = read_json(job.folder / "summary.json")
-                    rows.finish([job.folder / file for file in ("weights.pt", "curve.jsonl")], record, target)
-                    for folder in paths.work(scale).glob(f"{name}-*"):
-                        shutil.rmtree(folder)
+                    _train_row(plan, name, f"[{number}/{len(unfinished)}] {name}", track)
     finally:
         leave_cluster()
 
 
-def _is_finished(folder: Path, fingerprint: str) -> bool:
-    record = rows.read_record(folder)
-    return record is not None and record["fingerprint"] == fingerprint
-
-
-def _job(run: Run, fingerprint: str, index: Index, shards: Path, work: Path) -> Job:
-    from pipelines.job import Job
-    from tasks.nets import check_input_size
-
-    check_input_size(run.net, run.input_size)
-    name = paths.job_name(run.name, fingerprint)
-    folder = (work / name).resolve()
-    return Job(run, name, shards.resolve(), folder, index.splits["train"].samples, len(index.classes))
+def _train_row(plan: Plan, name: str, title: str, track: Callable[[Path], None]) -> None:
+    fingerprint, target = plan.fingerprint(name), plan.folder(name)
+    if rows.is_finished(target, fingerprint):
+        log.info("%s: another process has trained it meanwhile", name)
+        return
+    job = plan.job(name)
+    record = _record(plan, job, fingerprint)
+    spool = paths.spool(plan.scale, name, fingerprint)
+    track(spool)
+    with _tracked(spool, plan, job, record):
+        _train_run(job, title)
+        record["summary"] = read_json(job.folder / "summary.json")
+    rows.finish([job.folder / file for file in ("weights.pt", "curve.jsonl")], record, target)
+    for folder in paths.work(plan.scale).glob(f"{name}-*"):
+        shutil.rmtree(folder)
 
 
 def _train_run(job: Job, title: str) -> None:
-    from pipelines.launch import launch
+    from pipelines.training.launch import launch
 
     _announce(job, title)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -109,13 +82,13 @@ def _announce(job: Job, title: str) -> None:
     """Say what is about to be trained, what has weight decay, and where the recipe does not suit the run's length."""
     import torch
 
-    from pipelines.job import net_spec
+    from pipelines.training.job import net_spec
     from tasks.nets import build
     from tasks.optim import decays
 
     run = job.run
     with torch.device("meta"):
-        net = build(net_spec(run, job.num_classes))
+        net = build(net_spec(run, job.num_outputs))
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for name, decayed in decays(net).items():
         sizes[decayed].append(net.get_parameter(name).numel())
@@ -132,33 +105,34 @@ def _announce(job: Job, title: str) -> None:
         log.warning("%s: batch_norm_decay %g is too slow for %d steps: its evaluation will be off", title, decay, steps)
 
 
-def _record(job: Job, fingerprint: str, index: Index, num_classes: int) -> dict[str, Any]:
-    from pipelines.job import counts
+def _record(plan: Plan, job: Job, fingerprint: str) -> dict[str, Any]:
+    from pipelines.training.job import counts
 
     return {
         "fingerprint": fingerprint,
         "run": job.run.model_dump(),
-        "data_digest": index.digest,
+        "data_digest": plan.index.digest,
         "num_samples": job.num_samples,
-        "num_classes": job.num_classes,
-        "counts": counts(job.run, num_classes),
+        "num_outputs": job.num_outputs,
+        "classes": list(plan.index.classes),
+        "counts": counts(job.run, plan.params.tables[plan.table].num_outputs),
         "commit": _commit(),
     }
 
 
 @contextmanager
-def _tracked(spool: Path, job: Job, record: dict[str, Any], scale: str, table: str, dataset: str) -> Iterator[None]:
+def _tracked(spool: Path, plan: Plan, job: Job, record: dict[str, Any]) -> Iterator[None]:
     """Tells MLflow that a run begins, and how it ended; the body puts the run's summary into `record`."""
-    from pipelines.job import net_spec
+    from pipelines.training.job import net_spec
 
     run = job.run
     tracking.begin(
         spool,
-        experiment=f"{table}-{scale}",
+        experiment=f"{plan.table}-{plan.scale}",
         name=run.name,
         params=record["run"],
-        tags={"scale": scale, "kind": run.kind, "fingerprint": record["fingerprint"], "commit": record["commit"]},
-        data=tracking.Data(dataset, record["data_digest"], str(job.shards)),
+        tags={"scale": plan.scale, "kind": run.kind, "fingerprint": record["fingerprint"], "commit": record["commit"]},
+        data=tracking.Data(plan.index.dataset, record["data_digest"], str(job.shards)),
         curve=job.folder / "curve.jsonl",
         commit_steps=run.servers.snapshot_steps if run.kind == "async" else run.checkpoint_steps,
     )
@@ -173,7 +147,7 @@ def _tracked(spool: Path, job: Job, record: dict[str, Any], scale: str, table: s
         metrics={**record["counts"], **{key: value for key, value in summary.items() if not isinstance(value, dict)}},
         histograms={key: summary[key] for key in ("staleness", "pushes_per_second") if key in summary},
         model=tracking.Model(
-            job.folder / "weights.pt", run.task, asdict(net_spec(run, job.num_classes)), run.input_size
+            job.folder / "weights.pt", run.task, asdict(net_spec(run, job.num_outputs)), run.input_size
         ),
     )
 

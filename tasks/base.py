@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +21,46 @@ class Batch(NamedTuple):
 
     images: (N, H, W, 3) uint8, RGB.
     distortions: (N, 4) float32, what `tasks.augment.distort` does to each training image; (0, 4) in evaluation.
-    targets: by name, each with N rows, e.g. {"label": (N,) int64}.
+    targets: by name, each with N rows, e.g. {"label": (N,) int64}. Where a net learns from a teacher, "taught" are the
+    teacher's predictions, (N, outputs) float32, or "teacher_images" what it is to see, (N, S, S, 3) uint8.
     """
 
     images: Tensor
     distortions: Tensor
     targets: Targets
+
+
+class Pairs(NamedTuple):
+    """Pairs of test samples of which one asks whether they show the same: LFW's, which come in folds.
+
+    first, second: (M,) int64, places of samples in the order of evaluation. same: (M,) bool. fold: (M,) int64, from 0.
+    """
+
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+    same: npt.NDArray[np.bool_]
+    fold: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What is known of the data that a net is evaluated on, beside its batches.
+
+    classes: names in label order; for attributes their names; empty where a data set has none.
+    """
+
+    __test__ = False  # pytest takes it for a test by its name
+
+    classes: Sequence[str]
+    pairs: Pairs | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a net reached. metrics: scalars. arrays: what pictures are drawn of, by names that the task states."""
+
+    metrics: dict[str, float]
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -32,32 +69,42 @@ class Evaluator(Protocol):
     def update(self, outputs: Tensor, targets: Targets) -> None:
         """Take in one batch of a net's outputs."""
 
-    def compute(self) -> dict[str, float]:
-        """The metrics of all that was taken in."""
+    def compute(self) -> Evaluation:
+        """The metrics of all that was taken in; "samples" among them, how many that were."""
 
 
 class Task(NamedTuple):
     """One thing to learn, as a record of functions.
 
+    by_class: whether the net has an output for each of the data set's classes; else as many as its table says.
     collate: the shards' JSON fields of N samples -> the targets of a batch.
     loss: (outputs, targets) -> scalar.
-    batch_metrics: (outputs, targets) -> scalars worth a curve, beside the loss.
-    evaluator: (number of classes) -> a fresh Evaluator.
-    predict: outputs -> what a user of the model sees, e.g. probabilities.
+    distill: (outputs, a teacher's predictions) -> scalar; in place of `loss` where there is a teacher.
+    batch_metrics: (outputs, targets) -> scalars worth a curve, beside the loss; not asked where there is a teacher.
+    evaluator: the test set -> a fresh Evaluator.
+    predict: outputs -> what a user of the model sees, and a student learns from, e.g. probabilities.
     """
 
     name: str
+    by_class: bool
     collate: Callable[[list[dict[str, Any]]], Targets]
     loss: Callable[[Tensor, Targets], Tensor]
+    distill: Callable[[Tensor, Tensor], Tensor]
     batch_metrics: Callable[[Tensor, Targets], Targets]
-    evaluator: Callable[[int], Evaluator]
+    evaluator: Callable[[TestSet], Evaluator]
     predict: Callable[[Tensor], Tensor]
 
 
+@torch.no_grad()
+def predictions(task: Task, net: nn.Module, images: Tensor) -> Tensor:
+    """What `net`, in evaluation mode, predicts of images (N, H, W, 3) uint8 on its device: a teacher's part."""
+    return task.predict(net(normalise(images)))
+
+
 @torch.inference_mode()
-def evaluate(task: Task, net: nn.Module, batches: Iterator[Batch], num_classes: int, device: str) -> dict[str, float]:
+def evaluate(task: Task, net: nn.Module, batches: Iterator[Batch], test_set: TestSet, device: str) -> Evaluation:
     """The task's metrics of `net` over all batches, each sample once, the net in evaluation mode."""
-    evaluator = task.evaluator(num_classes)
+    evaluator = task.evaluator(test_set)
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     for batch in batches:
         targets = {name: value.to(device) for name, value in batch.targets.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.base import Targets, Task
+from tasks.base import Evaluation, Targets, Task, TestSet
 from tasks.losses import softmax_cross_entropy
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -33,8 +33,7 @@ class TopK:
     so that a net whose outputs are all equal, or not numbers, scores nothing.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+    def __init__(self) -> None:
         self.correct = {1: 0, 5: 0}
         self.samples = 0
 
@@ -45,12 +44,12 @@ class TopK:
             self.correct[k] += int((ranks < k).sum())
         self.samples += len(ranks)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> Evaluation:
         """Shares, counts and the interval of the first."""
         low, high = wilson_interval(self.correct[1], self.samples)
         shares = {f"top{k}": count / max(self.samples, 1) for k, count in self.correct.items()}
         counts = {f"top{k}_correct": count for k, count in self.correct.items()}
-        return {**shares, "top1_low": low, "top1_high": high, **counts, "samples": self.samples}
+        return Evaluation({**shares, "top1_low": low, "top1_high": high, **counts, "samples": self.samples})
 
 
 def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -72,15 +71,21 @@ def _batch_metrics(outputs: Tensor, targets: Targets) -> Targets:
     return {"top1": (label_ranks(outputs, targets["label"]) == 0).float().mean()}
 
 
+def _evaluator(_: TestSet) -> TopK:
+    return TopK()
+
+
 def _probabilities(outputs: Tensor) -> Tensor:
     return outputs.float().softmax(dim=1)
 
 
 IMAGENET = Task(
     name="imagenet",
+    by_class=True,
     collate=collate,
     loss=_loss,
+    distill=softmax_cross_entropy,
     batch_metrics=_batch_metrics,
-    evaluator=TopK,
+    evaluator=_evaluator,
     predict=_probabilities,
 )

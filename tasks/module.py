@@ -9,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from tasks.augment import distort
-from tasks.base import Batch, Task
+from tasks.base import Batch, Targets, Task, predictions
 from tasks.optim import FlatOptimizer
 
 
 class TaskModule(pl.LightningModule):
-    """Trains `net` on a task: distort the images, forward, loss.
+    """Trains `net` on a task: distort the images, forward, loss. With a teacher the loss is the distance to what that
+    predicts of the same image as it is in evaluation, whole and undistorted: distillation is one line here.
 
     make_optimizer: called with the net once it is on its device.
     step_seed: (steps made so far) -> the seed of the next step's generator (dropout), so that a step depends on the
         state alone and a resumed run repeats an uninterrupted one.
+    teacher: a frozen net that is asked at every step; None where the batches bring its predictions, and where there is
+        no teacher. It is not trained, saved or wrapped with `net`.
     metrics: scalars of the latest training step, "loss" among them, still on the device.
     """
 
@@ -28,12 +31,14 @@ class TaskModule(pl.LightningModule):
         net: nn.Module,
         make_optimizer: Callable[[nn.Module], FlatOptimizer],
         step_seed: Callable[[int], int],
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.net = net
         self.make_optimizer = make_optimizer
         self.step_seed = step_seed
+        self._teacher = (teacher,)  # in a tuple, so that it is no submodule: never in training mode, nor in a state
         self.metrics: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> FlatOptimizer:
@@ -44,7 +49,17 @@ class TaskModule(pl.LightningModule):
         """The loss of one batch."""
         torch.manual_seed(self.step_seed(self.optimizer.steps))
         outputs = self.net(distort(batch.images, batch.distortions))
-        loss = self.task.loss(outputs, batch.targets)
-        with torch.no_grad():
-            self.metrics = {"loss": loss.detach(), **self.task.batch_metrics(outputs.detach(), batch.targets)}
+        loss, metrics = self._loss(outputs, batch.targets)
+        self.metrics = {"loss": loss.detach(), **metrics}
         return loss
+
+    def _loss(self, outputs: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        teacher = self._teacher[0]
+        if teacher is not None:
+            taught = predictions(self.task, teacher.to(outputs.device), targets["teacher_images"])
+            return self.task.distill(outputs, taught), {}
+        if "taught" in targets:
+            return self.task.distill(outputs, targets["taught"]), {}
+        with torch.no_grad():
+            metrics = self.task.batch_metrics(outputs.detach(), targets)
+        return self.task.loss(outputs, targets), metrics

@@ -1,4 +1,4 @@
-"""TensorFlow's RMSProp as a pure rule on flat vectors, the learning-rate schedule, and serial training's optimizer.
+"""TensorFlow's update rules on flat vectors, the learning-rate schedule, and serial training's optimizer.
 
 A net's parameters are views of one flat vector (`flatten`). The same `FlatState` applies a gradient to the whole vector
 in serial and data-parallel training and to a slice of it in a parameter server, which makes one asynchronous worker
@@ -10,12 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tasks import kernels
+
+
+class Rule(Protocol):
+    """How a gradient changes the weights: a picklable record of numbers."""
+
+    def slots(self, weights: Tensor) -> dict[str, Tensor]:
+        """The vectors that the rule keeps beside `weights`, as they are before the first step."""
+
+    def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
+        """Apply one gradient to `weights` and `slots` in place; all are 1-D and of equal length."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,11 @@ class RMSprop:
     epsilon: float
 
     def slots(self, weights: Tensor) -> dict[str, Tensor]:
-        """The vectors that the rule keeps beside `weights`, as they are before the first step."""
+        """See `Rule`."""
         return {"mean_square": torch.ones_like(weights), "velocity": torch.zeros_like(weights)}
 
     def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
-        """Apply one gradient to `weights` and `slots` in place; all are 1-D and of equal length."""
+        """See `Rule`."""
         mean_square, velocity = slots["mean_square"], slots["velocity"]
         if weights.device.type == "cpu":
             vectors = [vector.numpy() for vector in (weights, gradient, mean_square, velocity)]
@@ -49,6 +59,29 @@ class RMSprop:
         mean_square.lerp_(gradient.square(), 1 - self.decay)
         velocity.mul_(self.momentum).addcdiv_(gradient, (mean_square + self.epsilon).sqrt_(), value=learning_rate)
         weights.sub_(velocity)
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """AdaGrad as TensorFlow's `ApplyAdagrad` kernel computes it: FaceNet's rule (arXiv 1503.03832, section 3).
+
+        accumulator <- accumulator + gradient ** 2                        (starts at `initial_accumulator`)
+        weights     <- weights - learning_rate * gradient / sqrt(accumulator)
+
+    Differs from `torch.optim.Adagrad` where its accumulator starts at zero: there is no epsilon.
+    https://www.tensorflow.org/api_docs/python/tf/raw_ops/ApplyAdagrad
+    """
+
+    initial_accumulator: float
+
+    def slots(self, weights: Tensor) -> dict[str, Tensor]:
+        """See `Rule`."""
+        return {"accumulator": torch.full_like(weights, self.initial_accumulator)}
+
+    def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
+        """See `Rule`."""
+        accumulator = slots["accumulator"].addcmul_(gradient, gradient)
+        weights.addcdiv_(gradient, accumulator.sqrt(), value=-learning_rate)
 
 
 @dataclass(frozen=True)
@@ -77,7 +110,7 @@ class FlatState:
     """
 
     def __init__(
-        self, weights: Tensor, rule: RMSprop, learning_rate: Callable[[int], float], average_decay: float | None
+        self, weights: Tensor, rule: Rule, learning_rate: Callable[[int], float], average_decay: float | None
     ) -> None:
         self.weights = weights
         self.rule = rule

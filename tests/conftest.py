@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines.config import Run, load
+from pipelines.config import load
 from pipelines.shards import Index, Split, Stored, read_index, write_shard
+from pipelines.training.run import Run
 
 NUM_CLASSES = 3
 
@@ -40,11 +41,11 @@ def tiny_shards(tmp_path_factory):
 @pytest.fixture
 def make_job(tiny_shards, tmp_path):
     """Makes a Job of MobileNet 0.25 at 64 px on the tiny data; keywords replace values of its Run."""
-    from pipelines.job import Job  # imports torch, which most tests do without
+    from pipelines.training.job import Job  # imports torch, which most tests do without
 
     count = 0
 
-    def make(folder=None, **changes):
+    def make(folder=None, *, initial=None, teacher=None, **changes):
         nonlocal count
         count += 1
         base = load().runs("imagenet", "sample")["imagenet_w025_r128"].model_dump()
@@ -67,6 +68,7 @@ def make_job(tiny_shards, tmp_path):
         folder = folder or tmp_path / f"job_{count}"
         folder.mkdir(exist_ok=True)
         index = read_index(tiny_shards)
-        return Job(run, f"{run.name}-{folder.name}", tiny_shards, folder, index.splits["train"].samples, NUM_CLASSES)
+        samples = index.splits["train"].samples
+        return Job(run, f"{run.name}-{folder.name}", tiny_shards, folder, samples, NUM_CLASSES, initial, teacher)
 
     return make

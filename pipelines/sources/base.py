@@ -63,6 +63,15 @@ class Sample(NamedTuple):
     bad: str | None = None  # why the image is of no use, where the source knows what no decoder can
 
 
+class Pair(NamedTuple):
+    """Two images that a publisher has compared, by their names as samples, such as "Zico/Zico_0002.jpg"."""
+
+    fold: int  # from 0 on
+    first: str
+    second: str
+    is_same: bool  # the same person is on both
+
+
 class NoOptions(Section):
     """`shard.options` of a source that has nothing to choose."""
 
@@ -81,3 +90,4 @@ class Source(NamedTuple):
     bare: bool = False  # True: images lose what is written in them beside the picture, such as who took it and when
     wanted: Callable[[Path, Any], Iterator[Wanted]] | None = None  # images to be fetched by URL: see pipelines.crawl
     select: Callable[[Path, Any], dict[str, Any]] | None = None  # decides what of them is kept, and counts the rest
+    pairs: Callable[[Path], list[Pair]] | None = None  # which images are compared where the data are a test

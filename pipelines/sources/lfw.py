@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.archives import Member, members, opened, read
-from pipelines.sources.base import NoOptions, Sample, Source
+from pipelines.sources.base import NoOptions, Pair, Sample, Source
 
 # Archive -> its only folder (torchvision, datasets/lfw.py).
 ARCHIVES = {"lfw.tgz": "lfw", "lfw-funneled.tgz": "lfw_funneled", "lfw-deepfunneled.tgz": "lfw-deepfunneled"}
@@ -31,15 +31,6 @@ MAX_LIST_BYTES = 1 << 24  # upstream: 155 kB
 _NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
 People = dict[str, int]  # of a fold: name, such as "George_W_Bush" -> number of images
-
-
-class Pair(NamedTuple):
-    """Two images of `pairs.txt`, by their names as samples, such as "Zico/Zico_0002.jpg"."""
-
-    fold: int  # from 0 on
-    first: str
-    second: str
-    is_same: bool  # the same person is on both
 
 
 class PairCounts(NamedTuple):
@@ -235,4 +226,8 @@ def _check_end(path: Path, lines: Iterator[tuple[int, list[str]]]) -> None:
             raise ValueError(f"{path} line {line}: {cells} is more than the counts before it announce")
 
 
-SOURCE = Source(classes, units, samples)
+def _pairs(folder: Path) -> list[Pair]:
+    return read_pairs(folder / PAIRS, read_people(folder / PEOPLE))
+
+
+SOURCE = Source(classes, units, samples, pairs=_pairs)

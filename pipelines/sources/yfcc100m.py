@@ -32,10 +32,9 @@ from urllib.parse import quote, unquote_plus
 import numpy as np
 import simplejpeg
 
-from pipelines.config import Fraction, Positive, Seed
 from pipelines.files import read_json, write_json
 from pipelines.images import BadImage, check
-from pipelines.section import Section
+from pipelines.section import Fraction, Positive, Section, Seed
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 TABLE = "yfcc100m_dataset"

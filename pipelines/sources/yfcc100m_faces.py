@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from pipelines.config import Fraction, Positive
 from pipelines.crawl import Crawled, Part, Wanted, crawled, read_part
 from pipelines.images import BadImage, check
+from pipelines.section import Fraction, Positive
 from pipelines.sources.base import Box, Sample, Source
 from pipelines.sources.yfcc100m import (
     Listing,

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.curve import read_curve
 from pipelines.tracking import spool as spools
 from pipelines.tracking.client import address, connect
 from pipelines.tracking.model import model_of, send_model
 from pipelines.tracking.position import SENT, Sent, read_sent, was_undone, write_sent
 from pipelines.tracking.spool import CURVE, RUNNING, SYSTEM, Record
+from pipelines.training.curve import read_curve
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.curve import read_curve
 from pipelines.files import read_json, write_json
 from pipelines.tracking.spool import (
     CURVE,
@@ -18,6 +17,7 @@ from pipelines.tracking.spool import (
     read_evaluation,
     read_record,
 )
+from pipelines.training.curve import read_curve
 
 SENT = "mlflow.json"
 

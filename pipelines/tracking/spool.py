@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.curve import read_curve
 from pipelines.files import link, read_json, write_json
+from pipelines.training.curve import read_curve
 
 log = logging.getLogger(__name__)
 

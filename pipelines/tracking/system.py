@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines.curve import read_curve
 from pipelines.tracking.spool import RUNNING, SYSTEM, read_record
+from pipelines.training.curve import read_curve
 
 
 def sampler() -> Callable[[Iterable[Path]], None]:

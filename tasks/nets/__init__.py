@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from tasks.nets.baselines import MIN_INPUT_SIZE, baseline, check_input_size
+from tasks.nets.baselines import baseline
+from tasks.nets.facenet_nn2 import facenet_nn2
 from tasks.nets.mobilenet import conv_mobilenet, mobilenet, shallow_mobilenet
-from tasks.nets.spec import NetSpec
+from tasks.nets.spec import MIN_INPUT_SIZE, NetSpec, check_input_size
 
 __all__ = ["MIN_INPUT_SIZE", "NETS", "NetSpec", "build", "check_input_size"]
 
@@ -24,6 +25,7 @@ NETS: dict[str, Callable[[NetSpec], nn.Module]] = {
     "squeezenet": baseline,
     "alexnet": baseline,
     "inception_v3": baseline,
+    "facenet_nn2": facenet_nn2,
 }
 
 

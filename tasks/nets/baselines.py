@@ -27,9 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tasks.nets.spec import NetSpec
-
-MIN_INPUT_SIZE = {"googlenet": 15, "vgg16": 32, "squeezenet": 21, "alexnet": 63, "inception_v3": 75}
+from tasks.nets.spec import NetSpec, check_input_size
 
 _NO_SIDE_HEADS = {"aux_logits": False, "init_weights": False}
 _TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,13 +59,6 @@ def baseline(spec: NetSpec) -> nn.Module:
     _initialise(net)
     net.register_forward_pre_hook(partial(_refuse_small_images, spec.net))
     return net
-
-
-def check_input_size(net: str, size: int) -> None:
-    """Raise ValueError if square images of that side, in pixels, vanish on their way through the net."""
-    smallest = MIN_INPUT_SIZE.get(net, 1)
-    if size < smallest:
-        raise ValueError(f"input size {size} is too small for {net}; it needs at least {smallest} px")
 
 
 def _refuse_small_images(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:

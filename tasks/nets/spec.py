@@ -8,6 +8,11 @@ from typing import Literal, get_args
 Padding = Literal["same", "symmetric"]
 Activation = Literal["relu", "relu6"]
 
+# The smallest square images, in pixels, of which something is left behind a net's last stride; the others take any.
+MIN_INPUT_SIZE = {
+    "googlenet": 15, "vgg16": 32, "squeezenet": 21, "alexnet": 63, "inception_v3": 75, "facenet_nn2": 17
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class NetSpec:
@@ -48,3 +53,10 @@ class NetSpec:
         ):
             if value not in allowed:
                 raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def check_input_size(net: str, size: int) -> None:
+    """Raise ValueError if square images of that side, in pixels, vanish on their way through the net."""
+    smallest = MIN_INPUT_SIZE.get(net, 1)
+    if size < smallest:
+        raise ValueError(f"input size {size} is too small for {net}; it needs at least {smallest} px")

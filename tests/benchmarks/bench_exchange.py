@@ -23,8 +23,8 @@ import numpy as np
 import ray
 import torch
 
-from pipelines.async_backend import RayServers
-from pipelines.parameter_server import ParameterShard, Push, ServerPlan, as_tensor
+from pipelines.training.async_backend import RayServers
+from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, as_tensor
 from tasks.nets import NetSpec, build
 from tasks.optim import RMSprop, Staircase
 

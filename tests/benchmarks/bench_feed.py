@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from pipelines.reader import training_batches
+from pipelines.training.reader import training_batches
 from tasks.augment import Bounds, distort
 from tasks.base import Batch
 from tasks.imagenet import collate

@@ -26,9 +26,9 @@ import webdataset
 from PIL import Image, ImageDraw
 from torchvision import transforms
 
-from pipelines.decode import decode_crop
-from pipelines.reader import SplitReader, epoch_order
 from pipelines.shards import INDEX, Index, Split, Stored, write_shard
+from pipelines.training.decode import decode_crop
+from pipelines.training.reader import SplitReader, epoch_order
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 SHARDS = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.curve import read_curve
+from pipelines.training.curve import read_curve
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("imagenet_w025_r128", "imagenet_w025_r160")

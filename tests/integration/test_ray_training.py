@@ -9,8 +9,8 @@ from threading import Thread
 import pytest
 import torch
 
-from pipelines.curve import read_curve
-from pipelines.loop import CHECKPOINT, CURVE, SUMMARY, WEIGHTS
+from pipelines.training.curve import read_curve
+from pipelines.training.loop import CHECKPOINT, CURVE, SUMMARY, WEIGHTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -26,7 +26,7 @@ def cluster():
 
 def launched(job):
     """Launch a job in a thread, since `fit` blocks; the thread and the list that its error would be in."""
-    from pipelines.launch import launch
+    from pipelines.training.launch import launch
 
     errors = []
 
@@ -66,7 +66,7 @@ def summary(job):
 
 
 def test_one_worker_and_one_server_equal_serial_training(make_job):
-    from pipelines.loop import train_local
+    from pipelines.training.loop import train_local
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a Ray worker of one CPU
@@ -136,7 +136,7 @@ def test_a_killed_ddp_worker_leaves_the_same_weights(make_job):
 
 def test_too_small_a_cluster_is_an_error_and_not_an_endless_wait(make_job):
     job = make_job(kind="ddp", num_workers=2, worker_gpus=500)
-    from pipelines.launch import launch
+    from pipelines.training.launch import launch
 
     with pytest.raises(ValueError, match="the run needs 1000 GPU and the Ray cluster has 0"):
         launch(job)

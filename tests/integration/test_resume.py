@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.curve import read_curve
-from pipelines.loop import CHECKPOINT, CURVE, WEIGHTS, train_local
+from pipelines.training.curve import read_curve
+from pipelines.training.loop import CHECKPOINT, CURVE, WEIGHTS, train_local
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import pickle, sys
-from pipelines.loop import train_local
+from pipelines.training.loop import train_local
 train_local(pickle.load(open(sys.argv[1], "rb")))
 """
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from pipelines import tracking
-from pipelines.curve import Curve
+from pipelines.training.curve import Curve
 from tasks.nets import NetSpec, build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

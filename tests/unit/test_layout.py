@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.config import load
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("fetch", "shard", "train", "evaluate", "report")
 RAY_MODULES = {"async_backend", "cluster", "launch", "loop", "pool"}
@@ -84,25 +86,48 @@ def test_a_mistake_is_one_line_and_exit_code_1(stage):
     assert "imagenet" in line
 
 
-def stage_deps(stage):
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    return [Path(dep) for dep in deps if "$" not in dep]
+def definitions():
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def names(stage):
+    """The stages of dvc.yaml that run a stage's command: fetch, or train_imagenet and the like."""
+    return [name for name in definitions() if name == stage or name.startswith(f"{stage}_")]
+
+
+def code_deps(name):
+    return {Path(dep) for dep in definitions()[name]["deps"] if "$" not in dep}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_its_own_code(stage):
-    assert all((ROOT / dep).exists() for dep in stage_deps(stage))
-    assert Path(f"pipelines/{stage}.py") in stage_deps(stage)
+    assert names(stage)
+    for name in names(stage):
+        assert all((ROOT / dep).exists() for dep in code_deps(name))
+        assert Path(f"pipelines/{stage}.py") in code_deps(name)
 
 
 def test_code_that_makes_a_row_train_again_makes_the_stages_run_again():
-    from pipelines.train import CODE
+    from pipelines.plan import CODE, SHARDS
 
-    code = {Path(f"pipelines/{name}.py") for name in CODE} | {Path("tasks")}
-    assert code <= set(stage_deps("train"))
-    assert {path for path in code if path.stem in ("decode", "job", "reader", "shards", "tasks")} <= set(
-        stage_deps("evaluate")
-    )
+    for name in names("train") + names("evaluate"):
+        assert {*map(Path, CODE), SHARDS} <= code_deps(name)
+
+
+def test_stages_depend_on_the_data_and_the_tables_that_their_runs_need():
+    params = load()
+    for name, table in params.tables.items():
+        shards = {f"data/${{item.scale}}/shards/{table.dataset}"}
+        runs = [run for scale in params.scales for run in params.runs(name, scale).values()]
+        others = {params.table_of(wanted) for run in runs for wanted in run.origins.values()} - {name, None}
+        trained = {f"results/${{item.scale}}/{other}/train" for other in others}
+        assert shards | trained <= set(definitions()[f"train_{name}"]["deps"])
+        tested = shards | {f"data/${{item.scale}}/shards/{table.test.dataset}", f"results/${{item.scale}}/{name}/train"}
+        assert tested <= set(definitions()[f"evaluate_{name}"]["deps"])
+        for part in ("train", "evaluation", "metrics.json"):
+            assert f"results/${{item.scale}}/{name}/{part}" in definitions()["report"]["deps"]
+    assert {name.partition("_")[2] for name in names("train")} == set(params.tables)
+    assert {name.partition("_")[2] for name in names("evaluate")} == set(params.tables)
 
 
 def test_the_top_level_is_fixed():

@@ -18,10 +18,10 @@ import torch
 from pytest_httpserver import HTTPServer
 
 from pipelines import tracking
-from pipelines.curve import Curve
 from pipelines.tracking.__main__ import main
 from pipelines.tracking.client import connect, store_uri
 from pipelines.tracking.spool import flatten
+from pipelines.training.curve import Curve
 from tasks.base import normalise
 from tasks.nets import NetSpec, build
 

@@ -16,10 +16,10 @@ def test_wilson_interval_equals_scipys(correct, samples):
 def test_topk_over_uneven_batches():
     torch.manual_seed(0)
     logits, labels = torch.randn(103, 12), torch.randint(12, (103,))
-    evaluator = TopK(12)
+    evaluator = TopK()
     for start in range(0, 103, 40):
         evaluator.update(logits[start : start + 40], {"label": labels[start : start + 40]})
-    metrics = evaluator.compute()
+    metrics = evaluator.compute().metrics
     order = logits.argsort(dim=1, descending=True)
     for k in (1, 5):
         by_hand = sum(label in row[:k] for row, label in zip(order.tolist(), labels.tolist(), strict=True))
@@ -31,9 +31,9 @@ def test_topk_over_uneven_batches():
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_net_that_says_nothing_scores_nothing(value):
-    evaluator = TopK(12)
+    evaluator = TopK()
     evaluator.update(torch.full((5, 12), value), {"label": torch.zeros(5, dtype=torch.int64)})
-    assert evaluator.compute()["top1"] == evaluator.compute()["top5"] == 0.0
+    assert evaluator.compute().metrics["top1"] == evaluator.compute().metrics["top5"] == 0.0
 
 
 def test_collate_and_predict():

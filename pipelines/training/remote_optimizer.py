@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.parameter_server import Push, Reply, Vector, as_tensor
+from pipelines.training.parameter_server import Push, Reply, Vector, as_tensor
 from tasks.optim import Flat, FlatOptimizer
 
 WAIT_SECONDS = 0.005

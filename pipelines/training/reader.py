@@ -1,7 +1,8 @@
 """Shards -> batches: which samples, in which order, cut how.
 
 Everything is a pure function of the arguments. A training stream is the samples of epoch 0, then those of epoch 1,
-and so on, each epoch a permutation of the split; a sample's crop and colours depend on (seed, its position in the
+and so on, each epoch a permutation of the split (or it is dealt by identity: see `balanced_stream`); a
+sample's crop and colours depend on (seed, its position in the
 stream) alone. Ranks and threads only divide the work: for any number of them, and from any point of resumption, the
 stream is the same, and no sample is lost or seen twice. (The guarantee of MosaicML's streaming, which webdataset's
 reader does not give; the shards' own index makes it a matter of arithmetic.)
@@ -12,8 +13,9 @@ from __future__ import annotations
 import json
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -24,8 +26,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.decode import decode_crop
 from pipelines.shards import OFFSETS, read_index, verify
+from pipelines.training.decode import decode_crop
+from pipelines.training.order import balanced_stream, training_stream, uniforms
 from tasks.augment import (
     CROP_UNIFORMS,
     DISTORTION_UNIFORMS,
@@ -41,7 +44,6 @@ Fields = dict[str, Any]
 Collate = Callable[[list[Fields]], dict[str, Tensor]]
 
 OPEN_SHARDS = 256  # each holds a file descriptor, of which a process usually has 1024
-_SHARD_ORDER, _SAMPLE_ORDER, _AUGMENTATION = range(3)  # what random numbers are for: no two uses share any
 _NEVER = 2**62  # a position that no run reaches
 
 
@@ -61,18 +63,24 @@ def training_batches(
     threads: int,
     block_shards: int,
     targets: Collate,
+    images_per_identity: int | None = None,
+    teaching: Teaching | None = None,
 ) -> Iterator[Batch]:
     """The batches of one rank, from positions [start_sample, start_sample + num_samples) of the training stream.
 
     Step s is the next world * batch_size positions, of which rank r has those with position % world == r; None makes
     the stream endless. Its last step may be short: ranks then differ by at most one sample, which may be all that a
-    rank has. Images are (N, size, size, 3). `threads` build batches ahead of the consumer (0: it builds them itself);
-    close the iterator to end them early. Raises ValueError for shards that are absent or not what their index says,
-    and for a bad sample.
+    rank has. With `images_per_identity` the batches have so many images of each person in them, and batch_size is a
+    multiple of it. Images are (N, size, size, 3). `teaching` says what the batches bring for or from a teacher.
+    `threads` build batches ahead of the consumer (0: it builds them itself); close the iterator to end them early.
+    Raises ValueError for shards that are absent or not what their index says, and for a bad sample.
     """
     assert 0 <= rank < world and batch_size > 0 and start_sample >= 0
     reader = SplitReader(folder, split)
-    stream = training_stream(reader.shard_sizes, seed, block_shards)
+    if images_per_identity is None:
+        stream = training_stream(reader.shard_sizes, seed, block_shards)
+    else:
+        stream = balanced_stream(np.array(reader.column("identity")), seed, world, images_per_identity)
     first = start_sample + (rank - start_sample) % world
     positions = range(first, _NEVER if num_samples is None else start_sample + num_samples, world)
 
@@ -83,7 +91,10 @@ def training_batches(
         crops = draw_crops(numbers[:, :CROP_UNIFORMS], *reader.image_sizes(samples), bounds)
         images, fields = reader.decode(samples, crops, size, antialias)
         distortions = draw_distortions(numbers[:, CROP_UNIFORMS:], bounds)
-        return Batch(images, torch.from_numpy(distortions), targets(fields))
+        found = targets(fields)
+        if teaching is not None:
+            found |= teaching.targets(reader, samples)
+        return Batch(images, torch.from_numpy(distortions), found)
 
     return _in_order(batch, _steps(len(positions), batch_size), threads)
 
@@ -98,8 +109,9 @@ def evaluation_batches(
     antialias: bool,
     threads: int,
     targets: Collate,
+    start_sample: int = 0,
 ) -> Iterator[Batch]:
-    """Every sample of the split once, in the order of the shards; the last batch may be short.
+    """Every sample of the split once, in the order of the shards, from one of them on; the last batch may be short.
 
     Each image is the central `central_fraction` of each side, resized without keeping its aspect (slim's evaluation).
     Errors and threads are as in `training_batches`.
@@ -108,68 +120,38 @@ def evaluation_batches(
     total = sum(reader.shard_sizes)
 
     def batch(step: int) -> Batch:
-        samples = np.arange(step * batch_size, min((step + 1) * batch_size, total))
-        crops = central_crops(*reader.image_sizes(samples), central_fraction)
-        images, fields = reader.decode(samples, crops, size, antialias)
+        first = start_sample + step * batch_size
+        samples = np.arange(first, min(first + batch_size, total))
+        images, fields = reader.decode_central(samples, size, central_fraction, antialias)
         return Batch(images, torch.empty(0, 4), targets(fields))
 
-    return _in_order(batch, _steps(total, batch_size), threads)
+    return _in_order(batch, _steps(total - start_sample, batch_size), threads)
 
 
-def training_stream(shard_sizes: Sequence[int], seed: int, block_shards: int) -> Callable[[Ints], Ints]:
-    """The function from positions in the endless training stream to samples of the split."""
-    total = sum(shard_sizes)
+@dataclass(frozen=True)
+class Teaching:
+    """What the batches of a distilled run bring beside their images.
 
-    @lru_cache(maxsize=2)  # batches in work span no more epochs, unless these are tiny
-    def order(epoch: int) -> Ints:
-        return epoch_order(shard_sizes, seed, epoch, block_shards)
-
-    def samples(positions: Ints) -> Ints:
-        epochs, places = np.divmod(positions, total)
-        found = np.empty_like(positions)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            found[here] = order(epoch)[places[here]]
-        return found
-
-    return samples
-
-
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block_shards: int) -> Ints:
-    """A permutation of a split's samples, (sum of shard_sizes,) int64: shards permuted, then samples within blocks.
-
-    A block is `block_shards` successive shards of the permuted ones: larger ones mix better, smaller ones have fewer
-    shards in use at a time. The order depends on the arguments alone, not on the version of a library's generator.
+    Either `stored`, the file of a teacher's predictions, (samples of the split, outputs) float32, whose rows they bring
+    as "taught"; or, without it, the images that the teacher is to see, as it would in evaluation, as "teacher_images".
     """
-    starts = np.cumsum([0, *shard_sizes])
-    shards = np.argsort(_hash(seed, _SHARD_ORDER, epoch, np.arange(len(shard_sizes))))
-    keys = _hash(seed, _SAMPLE_ORDER, epoch, np.arange(starts[-1]))
-    blocks = []
-    for first in range(0, len(shards), block_shards):
-        block = shards[first : first + block_shards]
-        samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block])
-        blocks.append(samples[np.argsort(keys[samples])])
-    return np.concatenate(blocks)
+
+    stored: Path | None
+    size: int
+    central_fraction: float
+    antialias: bool
+
+    def targets(self, reader: SplitReader, samples: Ints) -> dict[str, Tensor]:
+        """Those of some samples."""
+        if self.stored is None:
+            images, _ = reader.decode_central(samples, self.size, self.central_fraction, self.antialias)
+            return {"teacher_images": images}
+        return {"taught": torch.from_numpy(_rows(self.stored)[samples])}
 
 
-def uniforms(seed: int, positions: Ints, count: int) -> npt.NDArray[np.float64]:
-    """(N, count) numbers in [0, 1), each a function of (seed, position, column)."""
-    bits = _hash(seed, _AUGMENTATION, positions[:, None], np.arange(count))
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _hash(*words: int | Ints) -> npt.NDArray[np.uint64]:
-    """64 well mixed bits of integers, by the steps of SplitMix64 (https://prng.di.unimi.it/splitmix64.c).
-
-    It maps the last word one to one: keys of different samples never tie.
-    """
-    state = np.zeros(1, dtype=np.uint64)
-    for word in words:
-        state = state + np.uint64(0x9E3779B97F4A7C15) + np.atleast_1d(word).astype(np.uint64)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state
+@lru_cache(maxsize=1)
+def _rows(path: Path) -> npt.NDArray[np.float32]:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class SplitReader:
@@ -217,6 +199,19 @@ class SplitReader:
                 raise ValueError(f"{path}, sample {sample:08d}: {error}") from error
             fields.append(sample_fields)
         return images, fields
+
+    def decode_central(self, samples: Ints, size: int, fraction: float, antialias: bool) -> tuple[Tensor, list[Fields]]:
+        """As `decode`, of the central `fraction` of each side: what a net sees in evaluation."""
+        return self.decode(samples, central_crops(*self.image_sizes(samples), fraction), size, antialias)
+
+    def column(self, field: str) -> list[Any]:
+        """One field of every sample, in order. Raises ValueError where a sample lacks it."""
+        found = []
+        for sample, (_, fields) in enumerate(self.read(np.arange(sum(self.shard_sizes)))):
+            if field not in fields:
+                raise ValueError(f"{self._folder}: sample {sample:08d} has no {field}; it has {', '.join(fields)}")
+            found.append(fields[field])
+        return found
 
     def _locate(self, samples: Ints) -> tuple[Ints, Ints]:
         """The shard of each sample, (N,), and its row of the shard's offsets, (N, 6)."""

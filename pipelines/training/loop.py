@@ -17,13 +17,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import Run
-from pipelines.curve import Curve
 from pipelines.files import write_json
-from pipelines.job import Job, bounds, net_spec
-from pipelines.parameter_server import load_snapshot, save_atomically
-from pipelines.reader import training_batches
-from pipelines.remote_optimizer import RemoteOptimizer, Servers
+from pipelines.training.curve import Curve
+from pipelines.training.job import Job, bounds, net_spec
+from pipelines.training.origins import initialise
+from pipelines.training.parameter_server import load_snapshot, save_atomically
+from pipelines.training.reader import training_batches
+from pipelines.training.remote_optimizer import RemoteOptimizer, Servers
+from pipelines.training.run import Run
 from tasks import TASKS
 from tasks.base import Batch
 from tasks.module import TaskModule
@@ -57,7 +58,7 @@ def train_async(config: dict[str, Any]) -> None:
     """One worker of asynchronous training, run by Ray Train; it stops when the servers have made their last step."""
     import ray.train
 
-    from pipelines.async_backend import RayServers
+    from pipelines.training.async_backend import RayServers
 
     job: Job = config["job"]
     train_with_servers(job, RayServers.connect(job.servers), ray.train.get_context().get_world_rank())
@@ -114,12 +115,15 @@ def _fit(
     """One Lightning fit of one worker; the reader starts where the optimizer, once made, says that it stands."""
     run = job.run
     torch.manual_seed(run.seed)  # every worker builds the same initial weights
-    net = build(net_spec(run, job.num_classes)).to(memory_format=torch.channels_last)
+    net = build(net_spec(run, job.num_outputs)).to(memory_format=torch.channels_last)
+    if job.initial is not None:
+        initialise(net, job.initial)
     module = TaskModule(
         TASKS[run.task],
         net,
         lambda net: make_optimizer(module, net),
         lambda steps: run.seed * 1_000_003 + steps * run.num_workers + rank,
+        job.teacher.load() if job.teacher is not None and job.teacher.teaching.stored is None else None,
     )
     trainer = pl.Trainer(
         max_epochs=1,
@@ -162,6 +166,8 @@ class _Batches:
             threads=run.decode_threads,
             block_shards=run.block_shards,
             targets=TASKS[run.task].collate,
+            images_per_identity=run.images_per_identity,
+            teaching=None if self.job.teacher is None else self.job.teacher.teaching,
         )
 
 
@@ -215,7 +221,7 @@ class _Recorder(pl.Callback):
 
 def export(job: Job, weights: Tensor, statistics: Tensor) -> None:
     """Write a finished run's flat vectors as the state dict of its net: plain contiguous tensors by name."""
-    net = build(net_spec(job.run, job.num_classes)).to(memory_format=torch.channels_last)
+    net = build(net_spec(job.run, job.num_outputs)).to(memory_format=torch.channels_last)
     flat = flatten(net)
     flat.weights.copy_(weights)
     flat.statistics.copy_(statistics)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.decode import decode_crop
+from pipelines.training.decode import decode_crop
 
 
 def photo(height, width, seed=0):

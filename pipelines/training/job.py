@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import Run
-from pipelines.parameter_server import ServerPlan
+from pipelines.training.origins import Initial
+from pipelines.training.parameter_server import ServerPlan
+from pipelines.training.run import RMSpropUpdates, Run
+from pipelines.training.teaching import Teacher
 from tasks.augment import Bounds
 from tasks.nets import NetSpec, build
 from tasks.nets.complexity import count
-from tasks.optim import RMSprop, Staircase
-
-RULES = {"rmsprop": RMSprop}
+from tasks.optim import Adagrad, RMSprop, Rule, Staircase
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Job:
 
     shards: the data set's folder. folder: the run's own, for checkpoints, snapshots, curve and weights; on storage
     that every node sees. name: unlike any other run's, so that nothing is taken over from a run that was different.
+    initial: weights to start from. teacher: whose predictions are learned in place of labels.
     """
 
     run: Run
@@ -31,7 +32,9 @@ class Job:
     shards: Path
     folder: Path
     num_samples: int
-    num_classes: int
+    num_outputs: int
+    initial: Initial | None = None
+    teacher: Teacher | None = None
 
     @property
     def samples_per_step(self) -> int:
@@ -44,10 +47,12 @@ class Job:
         return math.ceil(self.run.epochs * self.num_samples / self.samples_per_step)
 
     @property
-    def rule(self) -> RMSprop:
+    def rule(self) -> Rule:
         """The update rule."""
         values = self.run.optimizer
-        return RULES[values.rule](values.decay, values.momentum, values.epsilon)
+        if isinstance(values, RMSpropUpdates):
+            return RMSprop(values.decay, values.momentum, values.epsilon)
+        return Adagrad(values.initial_accumulator)
 
     @property
     def learning_rate(self) -> Staircase:
@@ -76,9 +81,9 @@ class Job:
         )
 
 
-def net_spec(run: Run, num_classes: int) -> NetSpec:
+def net_spec(run: Run, num_outputs: int) -> NetSpec:
     """The net of a run, with as many outputs as asked for."""
-    return NetSpec(net=run.net, width=run.width, num_classes=num_classes, **run.net_options.model_dump())
+    return NetSpec(net=run.net, width=run.width, num_classes=num_outputs, **run.net_options.model_dump())
 
 
 def bounds(run: Run) -> Bounds:
@@ -86,10 +91,10 @@ def bounds(run: Run) -> Bounds:
     return Bounds(**run.augment.model_dump(exclude={"antialias", "central_fraction"}))
 
 
-def counts(run: Run, num_classes: int) -> dict[str, int]:
-    """Mult-Adds and parameters of a run's net at the paper's input size, for so many classes."""
+def counts(run: Run, num_outputs: int) -> dict[str, int]:
+    """Mult-Adds and parameters of a run's net at the paper's input size, for so many outputs."""
     with torch.device("meta"):
-        counted = count(build(net_spec(run, num_classes)), run.resolution)
+        counted = count(build(net_spec(run, num_outputs)), run.resolution)
     return {
         "mult_adds": counted.mult_adds,
         "parameters": counted.parameters,

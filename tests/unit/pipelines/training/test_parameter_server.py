@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.curve import read_curve
-from pipelines.loop import export, train_local, train_with_servers
-from pipelines.parameter_server import ParameterShard, Push, ServerPlan, assemble
-from pipelines.remote_optimizer import slices
+from pipelines.training.curve import read_curve
+from pipelines.training.loop import export, train_local, train_with_servers
+from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, assemble
+from pipelines.training.remote_optimizer import slices
 from tasks.optim import FlatState, RMSprop, Staircase
 
 

@@ -13,7 +13,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 
-from pipelines.parameter_server import ParameterShard, Push, Reply, ServerPlan, Vector
+from pipelines.training.parameter_server import ParameterShard, Push, Reply, ServerPlan, Vector
 
 # A restarted server is back when its process has started and read its snapshot.
 RETURN_SECONDS = 300.0

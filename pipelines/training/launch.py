@@ -10,9 +10,10 @@ from threading import Thread
 from typing import Any
 
 from pipelines.cluster import use_cluster
-from pipelines.job import Job
-from pipelines.loop import CHECKPOINT, WEIGHTS, export, train_async, train_ddp, train_local, write_summary
-from pipelines.parameter_server import assemble
+from pipelines.training.job import Job
+from pipelines.training.loop import CHECKPOINT, WEIGHTS, export, train_async, train_ddp, train_local, write_summary
+from pipelines.training.parameter_server import assemble
+from pipelines.training.teaching import Teacher, store_predictions
 
 
 def launch(job: Job) -> None:
@@ -21,9 +22,25 @@ def launch(job: Job) -> None:
     Raises ValueError where the cluster is too small for it, and Ray Train's error where workers failed more often than
     the run allows.
     """
+    if job.teacher is not None and job.teacher.teaching.stored is not None:
+        _ask_teacher(job, job.teacher)
     if not (job.folder / WEIGHTS).exists():  # else: killed between the end of training and the collection of results
         LAUNCHERS[job.run.kind](job)
     (job.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _ask_teacher(job: Job, teacher: Teacher) -> None:
+    """Have the teacher's predictions stored: in this process, or by one worker of the cluster that the run is for."""
+    run = job.run
+    arguments = (teacher, job.shards, "train", run.precision, run.decode_threads)
+    if run.kind == "local" or (teacher.teaching.stored and teacher.teaching.stored.exists()):
+        store_predictions(*arguments)
+        return
+    import ray
+
+    use_cluster({"CPU": run.worker_cpus, "GPU": run.worker_gpus})
+    ask = ray.remote(num_cpus=run.worker_cpus, num_gpus=run.worker_gpus)(store_predictions)
+    ray.get(ask.remote(*arguments))
 
 
 def _launch_ddp(job: Job) -> None:
@@ -33,7 +50,7 @@ def _launch_ddp(job: Job) -> None:
 
 
 def _launch_async(job: Job) -> None:
-    from pipelines.async_backend import ParameterServerConfig
+    from pipelines.training.async_backend import ParameterServerConfig
 
     plan = job.servers
     _fit(train_async, job, ParameterServerConfig(plan=plan, server_cpus=job.run.servers.cpus))

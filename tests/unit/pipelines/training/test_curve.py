@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pipelines.curve import Curve, read_curve
+from pipelines.training.curve import Curve, read_curve
 
 
 def test_rows_are_means_since_the_row_before(tmp_path):

@@ -44,6 +44,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether a run that is finished there is the one of this fingerprint."""
+    record = read_record(folder)
+    return record is not None and record["fingerprint"] == fingerprint
+
+
 def finish(files: Iterable[Path], record: dict[str, Any], folder: Path) -> None:
     """Put a run's files and its record into place as one folder, replacing what an earlier run left there.
 

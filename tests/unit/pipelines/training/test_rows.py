@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pipelines.rows import code_digest, fingerprint, finish, read_record
+from pipelines.training.rows import code_digest, fingerprint, finish, read_record
 
 
 def test_a_row_appears_whole_and_replaces_the_one_before(tmp_path):

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.curve import Curve
-from tasks.optim import FlatState, RMSprop, Staircase
+from pipelines.training.curve import Curve
+from tasks.optim import FlatState, Rule, Staircase
 
 Vector = NDArray[np.float32]
 Policy = Literal["none", "scale", "drop", "wait"]
@@ -40,7 +40,7 @@ class ServerPlan(NamedTuple):
     num_servers: int
     num_workers: int
     folder: Path  # snapshots and the curve; on storage that every node sees
-    rule: RMSprop
+    rule: Rule
     learning_rate: Staircase
     average_decay: float | None
     total_steps: int

@@ -1,0 +1,204 @@
+"""Which runs of a table are to be trained, in which order, and from what: `params.yaml` against what is on the disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import paths
+from pipelines.config import Params
+from pipelines.files import digest
+from pipelines.shards import Index, read_index
+from pipelines.training import rows
+from pipelines.training.run import Run
+
+if TYPE_CHECKING:
+    from pipelines.training.job import Job
+    from pipelines.training.origins import Origin
+
+log = logging.getLogger(__name__)
+SPLIT = "train"
+
+# The files whose code decides what a run's weights become.
+CODE = ("pipelines/training", "tasks")
+SHARDS = Path("pipelines/shards.py")
+HARMLESS = {
+    *(Path("tasks/nets/complexity.py"), Path("pipelines/training/run.py")),
+    *(Path("pipelines/training/rows.py"), Path("pipelines/training/curve.py")),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table's runs at one scale, those that others need first, with the data that they learn from."""
+
+    params: Params
+    scale: str
+    table: str
+    runs: Mapping[str, Run]
+    shards: Path
+    index: Index
+    code: str
+
+    def folder(self, name: str) -> Path:
+        """Where a run's finished row lies."""
+        return row_folder(self.params, self.scale, name)
+
+    def fingerprint(self, name: str) -> str:
+        """A digest of everything that a run depends on; the nets that it needs are trained by now."""
+        run = self.runs[name]
+        origins = {key: digest(self._weights(wanted), "sha256") for key, wanted in run.origins.items()}
+        return rows.fingerprint(
+            run=run.identity(),
+            outputs=self.params.tables[self.table].num_outputs,
+            data=self.index.digest,
+            code=self.code,
+            origins=origins,
+        )
+
+    def unfinished(self, only: str | None) -> list[str]:
+        """The runs to train, in order; of `only` alone where it is named.
+
+        Raises ValueError for an unknown run, and for one that needs a net that is not trained.
+        """
+        if only is not None and only not in self.runs:
+            raise ValueError(f"run {only!r} is unknown; table {self.table} has: {', '.join(self.runs)}")
+        found: list[str] = []
+        for name, run in self.runs.items():
+            waits = [wanted for wanted in run.origins.values() if wanted in found]
+            if only == name and waits:
+                raise ValueError(
+                    f"run {name} needs {waits[0]}, which is not trained; "
+                    f"run: python -m pipelines.train {self.table} --run {waits[0]}"
+                )
+            if waits or not rows.is_finished(self.folder(name), self.fingerprint(name)):
+                found.append(name)
+        return found if only is None else [name for name in found if name == only]
+
+    def check(self, name: str) -> None:
+        """Raise ValueError where a run's net cannot be built, or the nets that it needs do not fit it."""
+        from pipelines.training.job import net_spec
+        from pipelines.training.origins import initial
+        from pipelines.training.teaching import check_teacher
+        from tasks.nets import check_input_size
+
+        run = self.runs[name]
+        check_input_size(run.net, run.input_size)
+        for key, wanted in run.origins.items():
+            origin, outputs = self._origin(wanted), self.num_outputs
+            if key == "teacher":
+                check_teacher(run, outputs, origin)
+            else:
+                initial(run, net_spec(run, outputs), self.index.classes, origin)
+
+    def job(self, name: str) -> Job:
+        """A run as its workers need it; the nets that it needs are trained by now."""
+        from pipelines.training.job import Job, net_spec
+        from pipelines.training.origins import initial
+        from pipelines.training.teaching import make_teacher
+
+        run = self.runs[name]
+        nets = {key: self._origin(wanted) for key, wanted in run.origins.items()}
+        spec = net_spec(run, self.num_outputs)
+        unique = paths.job_name(name, self.fingerprint(name))
+        start, teacher = nets.get("init_from"), nets.get("teacher")
+        return Job(
+            run=run,
+            name=unique,
+            shards=self.shards.resolve(),
+            folder=(paths.work(self.scale) / unique).resolve(),
+            num_samples=self.index.splits[SPLIT].samples,
+            num_outputs=self.num_outputs,
+            initial=start and initial(run, spec, self.index.classes, start),
+            teacher=teacher and make_teacher(teacher, self._predictions(run, teacher)),
+        )
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the table's nets: one for each class that the data have, or as many as the table says."""
+        from tasks import TASKS
+
+        table = self.params.tables[self.table]
+        return len(self.index.classes) if TASKS[table.task].by_class and self.index.classes else table.num_outputs
+
+    def _weights(self, name: str) -> Path:
+        return Path(name) if self.params.table_of(name) is None else self.folder(name) / "weights.pt"
+
+    def _origin(self, name: str) -> Origin:
+        from pipelines.training.job import net_spec
+        from pipelines.training.origins import Origin
+
+        weights = self._weights(name)
+        if name in self.runs:
+            spec = net_spec(self.runs[name], self.num_outputs)
+            return Origin(name, weights, spec, self.runs[name], self.index.classes)
+        if self.params.table_of(name) is None:
+            return Origin(name, weights)
+        record = trained(self.params, self.scale, name)
+        origin = Run.model_validate(record["run"])
+        return Origin(name, weights, net_spec(origin, record["num_outputs"]), origin, record["classes"])
+
+    def _predictions(self, run: Run, teacher: Origin) -> Path | None:
+        """Where a teacher's predictions of the table's data are kept; None for a run that asks it at every step."""
+        if run.teacher_outputs == "step":
+            return None
+        assert teacher.run is not None
+        view = {"size": teacher.run.input_size, "augment": teacher.run.augment.model_dump(include=_VIEW)}
+        parts = {"weights": digest(teacher.weights, "sha256"), "data": self.index.digest, "precision": run.precision}
+        return paths.predictions(self.scale, self.index.dataset, rows.fingerprint(**parts, **view)).resolve()
+
+
+_VIEW = {"central_fraction", "antialias"}
+
+
+def make_plan(params: Params, scale: str, table: str) -> Plan:
+    """The plan of a table. Raises ValueError for shards that are absent, runs that need each other, nets that are not
+    trained in another table or not there as files.
+    """
+    runs = params.runs(table, scale)
+    try:
+        order = [*TopologicalSorter({name: run.origins.values() for name, run in runs.items()}).static_order()]
+    except CycleError as error:
+        raise ValueError(f"table {table}: runs need each other: {' <- '.join(error.args[1])}") from None
+    for name, run in runs.items():
+        for key, wanted in run.origins.items():
+            if params.table_of(wanted) is None and not Path(wanted).is_file():
+                raise ValueError(f"run {name}: {key}: {wanted} does not exist")
+            if params.table_of(wanted) not in (None, table):
+                trained(params, scale, wanted)
+    shards = paths.shards(scale, params.tables[table].dataset)
+    python = {path for folder in CODE for path in Path(folder).rglob("*.py")} | {SHARDS}
+    code = rows.code_digest(python - HARMLESS)
+    needed = set(order) - set(runs)
+    ordered = {name: runs[name] for name in sorted(runs, key=[name for name in order if name not in needed].index)}
+    return Plan(params, scale, table, ordered, shards, read_index(shards), code)
+
+
+def row_folder(params: Params, scale: str, name: str) -> Path:
+    """Where the finished row of a run of any table lies."""
+    table = params.table_of(name)
+    assert table is not None, name
+    return paths.results(scale, table) / "train" / name
+
+
+def trained(params: Params, scale: str, name: str) -> dict[str, Any]:
+    """The record of a finished run of any table. Raises ValueError that says how to make it where there is none that
+    was trained with these params on these shards.
+    """
+    table = params.table_of(name)
+    assert table is not None, name
+    folder = row_folder(params, scale, name)
+    record = rows.read_record(folder)
+    if record is None:
+        found = "there is no such run"
+    elif record["data_digest"] != read_index(paths.shards(scale, params.tables[table].dataset)).digest:
+        found = "it was trained on other shards"
+    elif Run.model_validate(record["run"]).identity() != params.runs(table, scale)[name].identity():
+        found = "it was trained with other params"
+    else:
+        return record
+    raise ValueError(f"{folder}: {found}; run: python -m pipelines.train {table}")

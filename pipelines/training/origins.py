@@ -1,0 +1,85 @@
+"""Trained nets that another run needs, and those to start from (`init_from`); `teaching` has those to learn from.
+
+What does not fit is refused before anything is trained: nets are compared on the meta device, which costs no memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pipelines.training.parameter_server import load_snapshot
+from pipelines.training.run import Run
+from tasks.nets import NetSpec, build
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """A trained net. spec, run and classes (in label order) are None for a file of weights, which says neither."""
+
+    name: str
+    weights: Path
+    spec: NetSpec | None = None
+    run: Run | None = None
+    classes: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights to start from. keep_head: the last layer too, which is otherwise as random as without them."""
+
+    weights: Path
+    keep_head: bool
+
+
+def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> Initial:
+    """What `init_from` means for a run. Raises ValueError where the weights are not those of such a net.
+
+    The last layer is kept where both nets tell the same classes apart, in the same order; of a file, which does not
+    name its classes, where it has as many.
+    """
+    net = _meta(spec)
+    head = head_of(net)
+    state = _meta(origin.spec).state_dict() if origin.spec else load_snapshot(origin.weights)
+    wanted = net.state_dict()
+    where = f"run {run.name}: init_from {origin.name}"
+    if stray := sorted(state.keys() - wanted.keys()):
+        raise ValueError(f"{where} has {stray[0]!r}, which {spec.net} of width {spec.width} has not")
+    for name, tensor in wanted.items():
+        found = tuple(state[name].shape) if name in state else None
+        if not name.startswith(head) and found != tuple(tensor.shape):
+            raise ValueError(f"{where}: {name!r} is {found or 'absent'}, it must be {tuple(tensor.shape)}")
+    fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted if name.startswith(head))
+    same = origin.classes is None or list(origin.classes) == list(classes)
+    log.info("%s; its last layer is %s", where, "kept" if fits and same else "left out: it is for other classes")
+    return Initial(origin.weights.resolve(), keep_head=fits and same)
+
+
+def head_of(net: nn.Module) -> str:
+    """How the names of the last layer's parameters begin, e.g. "classifier."."""
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return f"{layers[-1]}."
+
+
+def initialise(net: nn.Module, start: Initial) -> None:
+    """Put the weights and statistics of `start` into a net."""
+    head = head_of(net)
+    state = {
+        name: value
+        for name, value in load_snapshot(start.weights).items()
+        if start.keep_head or not name.startswith(head)
+    }
+    missing, stray = net.load_state_dict(state, strict=False)
+    assert not stray and all(name.startswith(head) for name in missing), (missing, stray)
+
+
+def _meta(spec: NetSpec) -> nn.Module:
+    with torch.device("meta"):
+        return build(spec)

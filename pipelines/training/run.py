@@ -1,0 +1,161 @@
+"""One training run as `params.yaml` describes it: one row of a table, with every value that its result depends on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.section import Fraction, Positive, Section, Seed
+
+
+class Updates(Section):
+    """What all update rules have around them."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    weight_average: Fraction | None  # decay of the running average of the weights; null: none is kept
+
+
+class RMSpropUpdates(Updates):
+    """`tasks.optim.RMSprop`."""
+
+    rule: Literal["rmsprop"]
+    decay: Fraction
+    momentum: Fraction
+    epsilon: Annotated[float, Field(gt=0)]
+
+
+class AdagradUpdates(Updates):
+    """`tasks.optim.Adagrad`."""
+
+    rule: Literal["adagrad"]
+    initial_accumulator: Annotated[float, Field(gt=0)]
+
+
+Optimizer = Annotated[RMSpropUpdates | AdagradUpdates, Field(discriminator="rule")]
+
+
+class Schedule(Section):
+    """Staircase decay by global step: learning_rate * rate ** floor(epoch / epochs)."""
+
+    decay_rate: Annotated[float, Field(gt=0, le=1)]
+    decay_epochs: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+
+
+class NetOptions(Section):
+    """What the convolutional nets can be asked for beside width, input size and classes."""
+
+    padding: Literal["same", "symmetric"]
+    activation: Literal["relu", "relu6"]
+    batch_norm_decay: Fraction
+    batch_norm_epsilon: Annotated[float, Field(gt=0)]
+    dropout: Fraction
+    min_depth: Positive
+
+
+class Augment(Section):
+    """Bounds of the random crop, flip and colour of training images."""
+
+    min_area: Fraction
+    max_area: Fraction
+    min_aspect: Annotated[float, Field(gt=0)]
+    max_aspect: Annotated[float, Field(gt=0)]
+    flip: Fraction
+    brightness: Fraction
+    min_saturation: Annotated[float, Field(ge=0)]
+    max_saturation: Annotated[float, Field(ge=0)]
+    antialias: bool
+    central_fraction: Annotated[float, Field(gt=0, le=1)]  # of each side, in evaluation
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Augment:
+        for name in ("area", "aspect", "saturation"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low > high:
+                raise ValueError(f"min_{name} {low} is above max_{name} {high}")
+        return self
+
+
+class Servers(Section):
+    """Asynchronous training: how many parameter servers, and what a late gradient means to them."""
+
+    num_servers: Positive
+    staleness: Literal["none", "scale", "drop", "wait"]
+    max_staleness: Positive  # read by "drop" and "wait"
+    snapshot_steps: Positive
+    cpus: Annotated[float, Field(ge=0)]  # that Ray sets aside for each
+
+
+# How a run is executed, watched and evaluated.
+_WATCHING = (
+    *("worker_cpus", "worker_gpus", "max_failures", "decode_threads", "log_steps", "checkpoint_steps"),
+    "teacher_outputs",
+)
+_PARTS: Any = {"servers": {"cpus", "snapshot_steps"}, "augment": {"central_fraction"}}
+EXECUTION: Any = {**dict.fromkeys(_WATCHING, True), **_PARTS}
+
+
+class Run(Section):
+    """One training run: one row of a table, with every value its result depends on."""
+
+    name: str
+    task: str
+    net: str
+    width: Annotated[float, Field(gt=0)]
+    resolution: Positive  # the paper's input size: what Mult-Adds are counted at
+    resolution_divisor: Annotated[float, Field(ge=1)]
+    # Weights to start from: those of another run, or a .pt file, see pipelines/import_weights.py; null: random ones.
+    init_from: str | None = None
+    teacher: str | None = None  # a run whose predictions are learned in place of labels; null: labels
+    # The teacher's predictions are computed once and kept beside the shards, or at every step: the losses are the same.
+    teacher_outputs: Literal["stored", "step"] = "stored"
+    images_per_identity: Positive | None = None  # of a batch, which then has few people; null: images at random
+    kind: Literal["local", "ddp", "async"]
+    num_workers: Positive
+    worker_cpus: Annotated[float, Field(gt=0)]
+    worker_gpus: Annotated[float, Field(ge=0)]
+    max_failures: Annotated[int, Field(ge=-1)]  # of workers, before the run is given up; -1: never
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Positive  # of one worker
+    seed: Seed
+    precision: Literal["32-true", "bf16-mixed"]
+    decode_threads: Annotated[int, Field(ge=0)]  # 0: images are decoded where they are used
+    block_shards: Positive  # shards whose samples are shuffled together
+    log_steps: Positive
+    checkpoint_steps: Positive
+    optimizer: Optimizer
+    schedule: Schedule
+    net_options: NetOptions
+    augment: Augment
+    servers: Servers
+
+    @model_validator(mode="after")
+    def _is_trainable(self) -> Run:
+        if self.resolution % self.resolution_divisor:
+            raise ValueError(f"resolution {self.resolution} is not a multiple of {self.resolution_divisor}")
+        if self.kind == "local" and self.num_workers != 1:
+            raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
+        if self.batch_size % (self.images_per_identity or 1):
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of images_per_identity")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide what the weights become: a run that differs in others alone is the same run."""
+        values = {**self.model_dump(exclude=EXECUTION), "input_size": self.input_size}
+        if self.kind != "async":
+            del values["servers"]
+        return values
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """The trained nets that this run needs, by what it needs them for: "init_from", "teacher"."""
+        wanted = {"init_from": self.init_from, "teacher": self.teacher}
+        return {key: name for key, name in wanted.items() if name is not None}
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square images that the net is trained on, in pixels."""
+        return round(self.resolution / self.resolution_divisor)
