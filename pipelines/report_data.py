@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pipelines.training.curve import read_curve
 from pipelines.training.rows import read_record
 from pipelines.training.run import Run
 
+log = logging.getLogger(__name__)
 CURVE_POINTS = 200  # a longer curve is averaged down to so many
 
 Losses = Sequence[tuple[int, float]]  # (global step, mean training loss since the entry before)
@@ -40,9 +42,17 @@ class Inputs:
 
 
 def read_inputs(params: Params, scale: str) -> Inputs:
-    """Everything that was trained and evaluated. Raises ValueError for a file that is missing or broken."""
+    """Everything that was trained and evaluated: the tables that were not are logged, and are to be shown as not run.
+
+    Raises ValueError for a file that is broken, or missing where its table was evaluated, and where no table was.
+    """
     runs = {table: params.runs(table, scale) for table in params.tables}
-    metrics = {table: read_metrics(scale, table, planned) for table, planned in runs.items()}
+    evaluated = [table for table in runs if metrics_path(scale, table).exists()]
+    for table in runs.keys() - set(evaluated) if evaluated else ():
+        log.warning(
+            "%s is not evaluated: its rows are shown as not run; make it with: %s", table, _evaluate(scale, table)
+        )
+    metrics = {table: read_metrics(scale, table, runs[table]) for table in evaluated or runs}
     folders = {run: paths.results(scale, name) / "train" / run for name, table in metrics.items() for run in table}
     return Inputs(
         scale=scale,
@@ -54,9 +64,14 @@ def read_inputs(params: Params, scale: str) -> Inputs:
     )
 
 
+def metrics_path(scale: str, table: str) -> Path:
+    """What `evaluate` found of a table's runs."""
+    return paths.results(scale, table) / "metrics.json"
+
+
 def read_metrics(scale: str, table: str, planned: Mapping[str, Run]) -> dict[str, Result]:
     """What the runs of a table reached. Raises ValueError that names the file and the command that makes it."""
-    path = paths.results(scale, table) / "metrics.json"
+    path = metrics_path(scale, table)
     command = _evaluate(scale, table)
     try:
         results: dict[str, Result] = json.loads(path.read_text())["runs"]

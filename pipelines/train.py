@@ -98,9 +98,14 @@ def _announce(job: Job, title: str) -> None:
         *(title, run.kind, run.num_workers, run.input_size, job.total_steps, run.optimizer.weight_decay),
         *(len(sizes[True]), f"{sum(sizes[True]):,}", len(sizes[False]), f"{sum(sizes[False]):,}"),
     )
+    if job.initial is not None:
+        kept = "its last layer too" if job.initial.keep_head else "but for its last layer, which is for other classes"
+        log.info("%s: starts from %s, %s", title, run.init_from, kept)
+    if job.teacher is not None:
+        log.info("%s: learns from %s, predictions %s", title, run.teacher, run.teacher_outputs)
     decay = run.net_options.batch_norm_decay
     normalised = any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
-    if normalised and job.total_steps * (1 - decay) < BATCH_NORM_MEMORIES:
+    if normalised and job.initial is None and job.total_steps * (1 - decay) < BATCH_NORM_MEMORIES:
         steps = job.total_steps
         log.warning("%s: batch_norm_decay %g is too slow for %d steps: its evaluation will be off", title, decay, steps)
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.average_precision import average_precision, mean_ap_interval
 from tasks.base import Evaluation, Targets, Task, TestSet
 from tasks.losses import attribute_cross_entropy
 
@@ -39,6 +38,11 @@ class MeanAP:
 
     def compute(self) -> Evaluation:
         """All that was taken in."""
+        from tasks.average_precision import (
+            average_precision,
+            mean_ap_interval,
+        )  # compiles with numba, which a model that only predicts does without
+
         answers, truth = torch.cat(self.scores), torch.cat(self.labels)
         scores, labels = answers.numpy(), truth.numpy()
         ap = average_precision(scores, labels)

@@ -99,7 +99,7 @@ class FaceVerification:
         everything = verification.compare_all(embeddings, identities, HIGH_FAR)
         found = verification.tar_at_far(everything, FAR)
         low, high = verification.tar_interval(everything, FAR)
-        far, tar = verification.far_curve(everything)
+        far, tar = verification.far_curve(everything, lowest=1 / found.impostor_pairs)
         metrics = {
             "tar": found.tar,
             "tar_low": low,

@@ -5,7 +5,6 @@ What does not fit is refused before anything is trained: nets are compared on th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from torch import nn
 from pipelines.training.parameter_server import load_snapshot
 from pipelines.training.run import Run
 from tasks.nets import NetSpec, build
-
-log = logging.getLogger(__name__)
 
 
 class Origin(NamedTuple):
@@ -58,7 +55,6 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
             raise ValueError(f"{where}: {name!r} is {found or 'absent'}, it must be {tuple(tensor.shape)}")
     fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted if name.startswith(head))
     same = origin.classes is None or list(origin.classes) == list(classes)
-    log.info("%s; its last layer is %s", where, "kept" if fits and same else "left out: it is for other classes")
     return Initial(origin.weights.resolve(), keep_head=fits and same)
 
 

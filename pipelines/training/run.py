@@ -134,7 +134,7 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _is_trainable(self) -> Run:
-        if self.resolution % self.resolution_divisor:
+        if abs(self.input_size * self.resolution_divisor - self.resolution) > 1e-3 * self.resolution:
             raise ValueError(f"resolution {self.resolution} is not a multiple of {self.resolution_divisor}")
         if self.kind == "local" and self.num_workers != 1:
             raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
