@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.training.parameter_server import load_snapshot
 from pipelines.training.run import Run
@@ -44,7 +45,7 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
     """
     net = _meta(spec)
     head = head_of(net)
-    state = _meta(origin.spec).state_dict() if origin.spec else load_snapshot(origin.weights)
+    state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
     wanted = net.state_dict()
     where = f"run {run.name}: init_from {origin.name}"
     if stray := sorted(state.keys() - wanted.keys()):
@@ -58,6 +59,17 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
     return Initial(origin.weights.resolve(), keep_head=fits and same)
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A file of weights: tensors by name. Raises ValueError for anything else; nothing of it is run."""
+    try:
+        state = load_snapshot(path)
+    except (EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise ValueError(f"{path} holds no weights: {next(iter(str(error).splitlines()), 'it is empty')}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no weights: it is not a dict of tensors by name")
+    return state
+
+
 def head_of(net: nn.Module) -> str:
     """How the names of the last layer's parameters begin, e.g. "classifier."."""
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -69,7 +81,7 @@ def initialise(net: nn.Module, start: Initial) -> None:
     head = head_of(net)
     state = {
         name: value
-        for name, value in load_snapshot(start.weights).items()
+        for name, value in load_weights(start.weights).items()
         if start.keep_head or not name.startswith(head)
     }
     missing, stray = net.load_state_dict(state, strict=False)

@@ -17,6 +17,13 @@ from pipelines.training.curve import read_curve
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("imagenet_w025_r128", "imagenet_w025_r160")
+OTHERS = {  # the cheapest rows of the other tables, with those that they need
+    "web_dogs": ["web_dogs_w075_r192"],
+    "stanford_dogs": ["stanford_dogs_w075_r192"],
+    "celeba_attributes": ["face_attributes_nn2"],
+    "face_attributes": ["face_attributes_w025_r128"],
+    "face_embeddings": ["face_embedding_nn2", "face_embedding_w075_r128"],
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -38,8 +45,13 @@ class Project:
         for recipes in (scale["recipes"]["imagenet"] for scale in params["scales"].values()):
             recipes["runs"] = {}
         sample["recipes"]["imagenet"]["defaults"].update(epochs=2, log_steps=1, checkpoint_steps=4)
-        table = params["tables"]["imagenet"]
-        table["runs"] = {name: table["runs"][name] for name in ROWS}
+        for name, rows in {"imagenet": ROWS, **OTHERS}.items():
+            table = params["tables"][name]
+            table["runs"] = {row: table["runs"][row] for row in rows}
+        for name in OTHERS:
+            sample["recipes"][name]["defaults"]["epochs"] = 0.3
+            for scale in params["scales"].values():
+                scale["recipes"][name]["runs"] = {}
         self.write(params)
         self.run("dvc", "init", "--no-scm", "--quiet")
 
@@ -47,8 +59,8 @@ class Project:
         self.params = params
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    def set_row(self, name, **values):
-        self.params["tables"]["imagenet"]["runs"][name].update(values)
+    def set_row(self, name, table="imagenet", **values):
+        self.params["tables"][table]["runs"][name].update(values)
         self.write(self.params)
 
     def run(self, *command, check=True):
@@ -58,8 +70,8 @@ class Project:
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer.stdout + answer.stderr
 
-    def repro(self):
-        return self.run("dvc", "repro", "evaluate")
+    def repro(self, *stages):
+        return self.run("dvc", "repro", *(stages or ["evaluate_imagenet"]))
 
     def row(self, name):
         return self.folder / "results/sample/imagenet/train" / name
@@ -93,7 +105,36 @@ def test_the_graph_ends_in_metrics_that_dvc_shows(project):
 
 
 def test_a_second_repro_runs_nothing(project):
-    assert "Data and pipelines are up to date" in project.repro()
+    assert "Data and pipelines are up to date" in project.run("dvc", "repro")
+
+
+@pytest.mark.parametrize(
+    ("table", "origin", "needs_it"),
+    [
+        ("web_dogs", "web_dogs_w075_r192", "stanford_dogs"),
+        ("celeba_attributes", "face_attributes_nn2", "face_attributes"),
+    ],
+)
+def test_what_starts_from_a_net_or_learns_from_it_is_trained_again_with_it(project, table, origin, needs_it):
+    project.set_row(origin, table, seed=5)
+    said = project.repro(f"evaluate_{needs_it}")
+    assert f"{table}: 1 of 1 runs to train" in said
+    assert f"{needs_it}: 1 of 1 runs to train" in said
+    assert "imagenet: " not in said
+    assert "Data and pipelines are up to date" in project.repro(f"evaluate_{needs_it}")
+    project.set_row(OTHERS[needs_it][0], needs_it, seed=6)
+    said = project.repro(f"evaluate_{needs_it}")
+    assert f"{needs_it}: 1 of 1 runs to train" in said
+    assert f"{table}: " not in said
+
+
+def test_a_teacher_of_the_same_table_is_trained_first_and_again(project):
+    project.set_row("face_embedding_nn2", "face_embeddings", seed=5)
+    said = project.repro("evaluate_face_embeddings")
+    assert "face_embeddings: 2 of 2 runs to train" in said
+    assert said.index("[1/2] face_embedding_nn2") < said.index("[2/2] face_embedding_w075_r128")
+    project.set_row("face_embedding_w075_r128", "face_embeddings", seed=6)
+    assert "face_embeddings: 1 of 2 runs to train" in project.repro("evaluate_face_embeddings")
 
 
 def test_editing_one_row_trains_that_row_alone(project):
@@ -119,7 +160,7 @@ def test_a_killed_stage_keeps_its_finished_rows_and_goes_on_with_the_broken_one(
         project.set_row(name, seed=11, epochs=8)
     fingerprints = project.fingerprints()
     stage = subprocess.Popen(
-        ["dvc", "repro", "evaluate"], cwd=project.folder, env=project.environment, start_new_session=True
+        ["dvc", "repro", "evaluate_imagenet"], cwd=project.folder, env=project.environment, start_new_session=True
     )
     steps = 8 * 320 // 32
     work = project.folder / "results/sample/work"
@@ -145,7 +186,7 @@ def test_a_killed_stage_keeps_its_finished_rows_and_goes_on_with_the_broken_one(
 def test_a_changed_config_never_takes_up_an_old_checkpoint(project):
     project.set_row(ROWS[1], seed=12)
     stage = subprocess.Popen(
-        ["dvc", "repro", "evaluate"], cwd=project.folder, env=project.environment, start_new_session=True
+        ["dvc", "repro", "evaluate_imagenet"], cwd=project.folder, env=project.environment, start_new_session=True
     )
     work = project.folder / "results/sample/work"
     while not list(work.glob(f"{ROWS[1]}-*/checkpoint.pt")):

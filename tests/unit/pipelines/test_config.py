@@ -113,12 +113,69 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_unknown_names_are_refused():
     params = load()
-    with pytest.raises(ValueError, match="table 'coco' is unknown; there are: imagenet"):
+    with pytest.raises(ValueError, match="table 'coco' is unknown; there are: .*imagenet, stanford_dogs"):
         params.runs("coco")
     with pytest.raises(ValueError, match="data set 'cifar' is unknown"):
         params.dataset("cifar")
     with pytest.raises(ValueError, match="scale 'huge' is unknown"):
         params.runs("imagenet", "huge")
+
+
+def test_every_table_has_its_rows_at_both_scales():
+    params = load()
+    rows = {"imagenet": 22, "web_dogs": 5, "stanford_dogs": 5, "celeba_attributes": 3, "face_attributes": 6}
+    for scale in params.scales:
+        found = {table: len(params.runs(table, scale)) for table in params.tables}
+        assert rows.items() <= found.items()
+        students = [run for run in params.runs("face_attributes", scale).values() if run.teacher]
+        assert {(run.width, run.resolution) for run in students} == {
+            (w, s) for w in (1.0, 0.5, 0.25) for s in (224, 128)
+        }
+        assert all(run.optimizer.weight_decay == 0 for run in students), "paper, section 4.5: no regularization"
+        embeddings = params.runs("face_embeddings", scale)
+        assert embeddings["face_embedding_nn2"].optimizer.rule == "adagrad"
+        assert params.table_of("web_dogs_w100_r224") == "web_dogs"
+    assert params.table_of("nobody") is None
+
+
+def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
+    runs = tree["tables"]["imagenet"]["runs"]
+    alone = {"rule": "adagrad", "initial_accumulator": 0.1, "learning_rate": 0.05, "weight_decay": 0.0}
+    runs["imagenet_w025_r128"]["optimizer"] = {**alone, "clip_norm": None, "weight_average": None}
+    recipe = tree["scales"]["sample"]["recipes"]["imagenet"]["runs"]
+    recipe["imagenet_w025_r128"] = {"optimizer": {"learning_rate": 0.2}}
+    optimizer = load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"].optimizer
+    assert (optimizer.rule, optimizer.learning_rate, optimizer.initial_accumulator) == ("adagrad", 0.2, 0.1)
+    recipe["imagenet_w025_r128"]["optimizer"]["momentum"] = 0.9
+    with pytest.raises(ValueError, match="run imagenet_w025_r128: optimizer.adagrad.momentum: Extra inputs"):
+        load(write(tmp_path, tree))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teacher": "nobody"}, "run imagenet_w025_r128: teacher is 'nobody'; it must be a run of a table"),
+        ({"teacher": "weights.pt"}, "teacher is 'weights.pt'; it must be a run of a table"),
+        ({"init_from": "nobody"}, "init_from is 'nobody'; it must be a run of a table or a .pt file"),
+        ({"teacher_outputs": "once"}, "teacher_outputs: Input should be 'stored' or 'step'"),
+        ({"images_per_identity": 5}, "batch_size 32 is not a multiple of images_per_identity"),
+        ({"resolution_divisor": 3.99}, "resolution 128 is not a multiple of 3.99"),
+    ],
+)
+def test_a_bad_row_is_told(tmp_path, tree, values, message):
+    tree["tables"]["imagenet"]["runs"]["imagenet_w025_r128"].update(values)
+    with pytest.raises(ValueError, match=message):
+        load(write(tmp_path, tree))
+
+
+def test_a_run_of_two_tables_and_a_test_set_that_is_none_are_refused(tmp_path, tree):
+    tree["tables"]["web_dogs"]["runs"]["imagenet_w025_r128"] = {"net": "mobilenet", "width": 0.25, "resolution": 128}
+    with pytest.raises(ValueError, match="run 'imagenet_w025_r128' is in two tables"):
+        load(write(tmp_path, tree))
+    del tree["tables"]["web_dogs"]["runs"]["imagenet_w025_r128"]
+    tree["tables"]["web_dogs"]["test"]["dataset"] = "cats"
+    with pytest.raises(ValueError, match=r"tables.web_dogs.test.dataset 'cats' is unknown; there are: "):
+        load(write(tmp_path, tree))
 
 
 def test_the_tree_is_frozen():

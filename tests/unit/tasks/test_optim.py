@@ -9,6 +9,7 @@ from timm.optim import RMSpropTF
 from torch import nn
 
 from tasks.optim import (
+    Adagrad,
     FlatState,
     LocalOptimizer,
     RMSprop,
@@ -118,6 +119,33 @@ def test_state_dict_goes_on_bit_for_bit_and_refuses_another_shape():
     assert second.step == straight.step == 6
     with pytest.raises(ValueError, match="100 weights with slots .* does not fit 3 weights"):
         state(torch.zeros(3), straight.rule, average=0.9).load_state_dict(saved)
+
+
+def test_two_steps_of_adagrad_by_hand():
+    weights = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    flat = FlatState(weights, Adagrad(0.1), lambda step: 0.5, None)
+    flat.apply(torch.tensor([0.3, 0.0], dtype=torch.float64))  # accumulator 0.1 + 0.09
+    flat.apply(torch.tensor([0.4, 1.0], dtype=torch.float64))  # 0.19 + 0.16, and 0.1 + 1
+    assert weights[0].item() == pytest.approx(1 - 0.5 * 0.3 / math.sqrt(0.19) - 0.5 * 0.4 / math.sqrt(0.35), rel=1e-12)
+    assert weights[1].item() == pytest.approx(-2 - 0.5 / math.sqrt(1.1), rel=1e-12)
+    assert flat.slots["accumulator"].tolist() == pytest.approx([0.35, 1.1], rel=1e-12)
+
+
+def test_adagrad_equals_torchs_without_epsilon_and_goes_on_from_its_state():
+    torch.manual_seed(4)
+    weights, gradients = torch.randn(50, dtype=torch.float64), torch.randn(12, 50, dtype=torch.float64)
+    other = nn.Parameter(weights.clone())
+    oracle = torch.optim.Adagrad([other], lr=0.05, initial_accumulator_value=0.1, eps=0)
+    flat = FlatState(weights, Adagrad(0.1), lambda step: 0.05, None)
+    for step, gradient in enumerate(gradients):
+        if step == 6:  # as after a kill
+            kept = copy.deepcopy(flat.state_dict())
+            flat = FlatState(torch.zeros(50, dtype=torch.float64), Adagrad(0.1), lambda step: 0.05, None)
+            flat.load_state_dict(kept)
+        other.grad = gradient.clone()
+        oracle.step()
+        flat.apply(gradient)
+    torch.testing.assert_close(flat.weights, other.detach(), rtol=1e-12, atol=0)
 
 
 def test_staircase():

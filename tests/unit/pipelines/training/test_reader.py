@@ -21,7 +21,7 @@ from scipy import stats
 from pipelines.shards import INDEX, Index, Split, Stored, write_shard
 from pipelines.training import order, reader
 from pipelines.training.order import epoch_order, training_stream, uniforms
-from pipelines.training.reader import SplitReader, evaluation_batches, training_batches
+from pipelines.training.reader import SplitReader, Teaching, evaluation_batches, training_batches
 from tasks.augment import Bounds
 
 BOUNDS = Bounds(0.2, 1.0, 0.75, 1.33, 0.5, 0.1, 0.5, 1.5)
@@ -394,3 +394,51 @@ def test_few_shards_are_open_at_a_time(shards, monkeypatch):
         assert len(open_tars()) - before <= 2
     del batches, batch
     assert len(open_tars()) == before
+
+
+def test_a_column_is_one_field_of_all_samples_in_order(shards):
+    reader = SplitReader(shards, "train")
+    assert reader.column("label") == list(range(TOTAL))
+    assert reader.column("name")[5] == "upstream/5"
+    with pytest.raises(ValueError, match="sample 00000000 has no identity; it has name, label"):
+        reader.column("identity")
+
+
+def test_evaluation_may_begin_at_any_sample(shards):
+    whole = torch.cat([batch.images for batch in evaluate(shards)])
+    rest = list(evaluate(shards, start_sample=9, threads=2))
+    assert torch.equal(torch.cat([batch.images for batch in rest]), whole[9:])
+    assert list(evaluate(shards, start_sample=TOTAL)) == []
+
+
+def test_what_a_teacher_says_and_sees_belongs_to_the_sample(shards, tmp_path):
+    """Whatever crop the student sees: the teacher's image is the one of evaluation, at the teacher's size."""
+    np.save(tmp_path / "said.npy", np.arange(TOTAL * 2, dtype=np.float32).reshape(TOTAL, 2))
+    seen = torch.cat([batch.images for batch in evaluate(shards, size=12, central_fraction=0.5)])
+    asked, kept = Teaching(None, 12, 0.5, False), Teaching(tmp_path / "said.npy", 12, 0.5, False)
+    for rank in (0, 1):
+        options = {"rank": rank, "world": 2, "threads": 2}
+        for one, other in zip(
+            train(shards, teaching=asked, **options), train(shards, teaching=kept, **options), strict=True
+        ):
+            labels = one.targets["label"]
+            assert torch.equal(one.targets["teacher_images"], seen[labels])
+            assert torch.equal(other.targets["taught"][:, 0], 2.0 * labels)
+            assert one.targets.keys() ^ other.targets.keys() == {"teacher_images", "taught"}
+
+
+def test_batches_by_identity_have_few_people(tmp_path):
+    people = [f"p{sample % 4}" for sample in range(24)]
+    stored = []
+    for sample, person in enumerate(people):
+        image, height, width = jpeg(sample)
+        fields = json.dumps({"name": str(sample), "identity": person, "label": sample}).encode()
+        stored.append(Stored(sample, image, fields, height, width))
+    splits = {"train": Split(24, (write_shard(tmp_path, "train-000000", stored),))}
+    (tmp_path / INDEX).write_bytes(Index("faces", (), splits, {}, {}).to_json())
+    for rank in (0, 1):
+        batches = train(tmp_path, batch_size=6, images_per_identity=3, rank=rank, world=2, num_samples=60)
+        for batch in batches:
+            shown = [people[label] for label in batch.targets["label"].tolist()]
+            assert len(set(shown[:3])) == len(set(shown[3:])) == 1
+            assert len(set(batch.targets["label"].tolist())) == 6
