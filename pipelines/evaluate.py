@@ -53,7 +53,7 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
     measured, spools = {}, []
     for name, run in runs.items():
         weights = row_folder(params, scale, name) / "weights.pt"
-        evaluation = _evaluation(run, weights, records[name]["num_outputs"], shards, table.test.split, test_set)
+        evaluation = _evaluation(run, weights, records[name], shards, table.test.split, test_set)
         metrics = evaluation.metrics
         assert metrics["samples"] == index.splits[table.test.split].samples, (
             f"{metrics['samples']} samples were evaluated"
@@ -104,7 +104,9 @@ def read_pairs(raw: Path, dataset: str, reader: SplitReader) -> Pairs | None:
     return Pairs(np.array(first), np.array(second), np.array(same), np.array(fold))
 
 
-def _evaluation(run: Run, weights: Path, num_outputs: int, shards: Path, split: str, test_set: TestSet) -> Evaluation:
+def _evaluation(
+    run: Run, weights: Path, record: dict[str, Any], shards: Path, split: str, test_set: TestSet
+) -> Evaluation:
     import torch
 
     from pipelines.training.job import net_spec
@@ -114,9 +116,12 @@ def _evaluation(run: Run, weights: Path, num_outputs: int, shards: Path, split: 
     from tasks.base import evaluate as evaluate_net
     from tasks.nets import build
 
-    task = TASKS[run.task]
+    task, num_outputs = TASKS[run.task], record["num_outputs"]
     if task.by_class and num_outputs != len(test_set.classes):
         raise ValueError(f"{weights}: the net has {num_outputs} outputs, {shards} has {len(test_set.classes)} classes")
+    for number, (learned, tested) in enumerate(zip(record["classes"], test_set.classes, strict=False)):
+        if task.by_class and learned != tested:
+            raise ValueError(f"{weights}: the net means {learned!r} by its output {number}, {shards} {tested!r}")
     net = build(net_spec(run, num_outputs))
     net.load_state_dict(load_snapshot(weights))
     batches = evaluation_batches(

@@ -51,7 +51,9 @@ class Plan:
     def fingerprint(self, name: str) -> str:
         """A digest of everything that a run depends on; the nets that it needs are trained by now."""
         run = self.runs[name]
-        origins = {key: digest(self._weights(wanted), "sha256") for key, wanted in run.origins.items()}
+        origins: dict[str, Any] = {key: digest(self._weights(wanted), "sha256") for key, wanted in run.origins.items()}
+        if run.teacher is not None:
+            origins["view"] = _view(self._run(run.teacher))
         return rows.fingerprint(
             run=run.identity(),
             outputs=self.params.tables[self.table].num_outputs,
@@ -73,7 +75,7 @@ class Plan:
             if only == name and waits:
                 raise ValueError(
                     f"run {name} needs {waits[0]}, which is not trained; "
-                    f"run: python -m pipelines.train {self.table} --run {waits[0]}"
+                    f"run: python -m pipelines.train {self.table} --scale {self.scale} --run {waits[0]}"
                 )
             if waits or not rows.is_finished(self.folder(name), self.fingerprint(name)):
                 found.append(name)
@@ -91,7 +93,7 @@ class Plan:
         for key, wanted in run.origins.items():
             origin, outputs = self._origin(wanted), self.num_outputs
             if key == "teacher":
-                check_teacher(run, outputs, origin)
+                check_teacher(run, outputs, self.index.classes, origin)
             else:
                 initial(run, net_spec(run, outputs), self.index.classes, origin)
 
@@ -125,6 +127,11 @@ class Plan:
         table = self.params.tables[self.table]
         return len(self.index.classes) if TASKS[table.task].by_class and self.index.classes else table.num_outputs
 
+    def _run(self, name: str) -> Run:
+        table = self.params.table_of(name)
+        assert table is not None, name
+        return self.params.runs(table, self.scale)[name]
+
     def _weights(self, name: str) -> Path:
         return Path(name) if self.params.table_of(name) is None else self.folder(name) / "weights.pt"
 
@@ -138,8 +145,7 @@ class Plan:
             return Origin(name, weights, spec, self.runs[name], self.index.classes)
         if self.params.table_of(name) is None:
             return Origin(name, weights)
-        record = trained(self.params, self.scale, name)
-        origin = Run.model_validate(record["run"])
+        record, origin = trained(self.params, self.scale, name), self._run(name)
         return Origin(name, weights, net_spec(origin, record["num_outputs"]), origin, record["classes"])
 
     def _predictions(self, run: Run, teacher: Origin) -> Path | None:
@@ -147,12 +153,19 @@ class Plan:
         if run.teacher_outputs == "step":
             return None
         assert teacher.run is not None
-        view = {"size": teacher.run.input_size, "augment": teacher.run.augment.model_dump(include=_VIEW)}
-        parts = {"weights": digest(teacher.weights, "sha256"), "data": self.index.digest, "precision": run.precision}
-        return paths.predictions(self.scale, self.index.dataset, rows.fingerprint(**parts, **view)).resolve()
+        unique = rows.fingerprint(
+            weights=digest(teacher.weights, "sha256"),
+            view=_view(teacher.run),
+            precision=run.precision,
+            data=self.index.digest,
+            code=self.code,
+        )
+        return paths.predictions(self.scale, self.index.dataset, unique).resolve()
 
 
-_VIEW = {"central_fraction", "antialias"}
+def _view(teacher: Run) -> dict[str, Any]:
+    """What a teacher sees of an image; a run's identity says nothing of how the run is evaluated."""
+    return {"size": teacher.input_size, **teacher.augment.model_dump(include={"central_fraction", "antialias"})}
 
 
 def make_plan(params: Params, scale: str, table: str) -> Plan:
@@ -201,4 +214,4 @@ def trained(params: Params, scale: str, name: str) -> dict[str, Any]:
         found = "it was trained with other params"
     else:
         return record
-    raise ValueError(f"{folder}: {found}; run: python -m pipelines.train {table}")
+    raise ValueError(f"{folder}: {found}; run: python -m pipelines.train {table} --scale {scale}")

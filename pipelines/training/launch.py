@@ -13,6 +13,7 @@ from pipelines.cluster import use_cluster
 from pipelines.training.job import Job
 from pipelines.training.loop import CHECKPOINT, WEIGHTS, export, train_async, train_ddp, train_local, write_summary
 from pipelines.training.parameter_server import assemble
+from pipelines.training.run import Run
 from pipelines.training.teaching import Teacher, store_predictions
 
 
@@ -37,10 +38,14 @@ def _ask_teacher(job: Job, teacher: Teacher) -> None:
         store_predictions(*arguments)
         return
     import ray
+    from ray.exceptions import RayTaskError
 
-    use_cluster({"CPU": run.worker_cpus, "GPU": run.worker_gpus})
+    use_cluster(_resources(run))
     ask = ray.remote(num_cpus=run.worker_cpus, num_gpus=run.worker_gpus)(store_predictions)
-    ray.get(ask.remote(*arguments))
+    try:
+        ray.get(ask.remote(*arguments))
+    except RayTaskError as error:  # its text is a traceback
+        raise error.cause from None
 
 
 def _launch_ddp(job: Job) -> None:
@@ -66,13 +71,18 @@ def _launch_async(job: Job) -> None:
 LAUNCHERS: dict[str, Callable[[Job], None]] = {"local": train_local, "ddp": _launch_ddp, "async": _launch_async}
 
 
+def _resources(run: Run) -> dict[str, float]:
+    """What a run needs of a cluster."""
+    servers = run.servers.num_servers * run.servers.cpus if run.kind == "async" else 0
+    return {"CPU": run.num_workers * run.worker_cpus + servers, "GPU": run.num_workers * run.worker_gpus}
+
+
 def _fit(train: Callable[[dict[str, Any]], None], job: Job, torch_config: Any) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     run = job.run
-    servers = run.servers.num_servers * run.servers.cpus if run.kind == "async" else 0
-    use_cluster({"CPU": run.num_workers * run.worker_cpus + servers, "GPU": run.num_workers * run.worker_gpus})
+    use_cluster(_resources(run))
     resources = {"CPU": run.worker_cpus, **({"GPU": run.worker_gpus} if run.worker_gpus else {})}
     trainer = TorchTrainer(
         train,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,12 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
     """
     net = _meta(spec)
     head = head_of(net)
-    state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
     wanted = net.state_dict()
     where = f"run {run.name}: init_from {origin.name}"
+    try:
+        state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
+    except ValueError as error:
+        raise ValueError(f"run {run.name}: init_from {error}") from None
     if stray := sorted(state.keys() - wanted.keys()):
         raise ValueError(f"{where} has {stray[0]!r}, which {spec.net} of width {spec.width} has not")
     for name, tensor in wanted.items():
@@ -62,10 +65,15 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A file of weights: tensors by name. Raises ValueError for anything else; nothing of it is run."""
     try:
-        state = load_snapshot(path)
-    except (EOFError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise ValueError(f"{path} holds no weights: {next(iter(str(error).splitlines()), 'it is empty')}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        with ZipFile(path) as file:
+            damaged = file.testzip()  # torch does not compare the checksums that it writes
+        state: Any = None if damaged else load_snapshot(path)
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} holds no weights: {reason}") from None
+    if damaged:
+        raise ValueError(f"{path} holds no weights: the checksum of {damaged} is another")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no weights: it is not a dict of tensors by name")
     return state
 

@@ -6,6 +6,7 @@ see it in evaluation, so that the losses are the same. What is kept is read by e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,20 @@ class Teacher:
         return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def check_teacher(run: Run, num_outputs: int, origin: Origin) -> None:
-    """Raise ValueError where a teacher's predictions are not what the run could learn."""
+def check_teacher(run: Run, num_outputs: int, classes: Sequence[str], origin: Origin) -> None:
+    """Raise ValueError where a teacher's predictions are not what the run could learn.
+
+    classes: of the run's data, in label order; empty where these have none, as faces that nobody has labelled.
+    """
     assert origin.run is not None and origin.spec is not None, "a teacher is a run"
     where = f"run {run.name}: teacher {origin.name}"
     if origin.run.task != run.task:
         raise ValueError(f"{where} is of task {origin.run.task}, the run of task {run.task}")
     if origin.spec.num_classes != num_outputs:
         raise ValueError(f"{where} has {origin.spec.num_classes} outputs, the run {num_outputs}")
+    for number, (theirs, ours) in enumerate(zip(origin.classes or (), classes, strict=False)):
+        if TASKS[run.task].by_class and theirs != ours:
+            raise ValueError(f"{where} means {theirs!r} by its output {number}, the run {ours!r}")
     try:
         check_input_size(origin.spec.net, origin.run.input_size)
     except ValueError as error:
@@ -83,15 +90,21 @@ def store_predictions(teacher: Teacher, shards: Path, split: str, precision: str
         if path.exists():
             return
         part = path.with_name(f"{path.name}.part")
-        shape = (read_index(shards).splits[split].samples, teacher.spec.num_classes)
-        if part.exists():
-            rows = np.lib.format.open_memmap(part, mode="r+")
-        else:
-            rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-            rows[:] = np.nan
+        if not part.exists():
+            _write_blank(part, (read_index(shards).splits[split].samples, teacher.spec.num_classes))
+        rows = np.lib.format.open_memmap(part, mode="r+")
         _predict(teacher, shards, split, precision, threads, rows)
         rows.flush()
         part.replace(path)
+
+
+def _write_blank(path: Path, shape: tuple[int, int]) -> None:
+    """A file of NaN that is whole or not there: what is left out of a new file reads as zeros, like predictions."""
+    fresh = path.with_name(f"{path.name}.new")
+    rows = np.lib.format.open_memmap(fresh, mode="w+", dtype=np.float32, shape=shape)
+    rows[:] = np.nan
+    rows.flush()
+    fresh.replace(path)
 
 
 def _predict(
@@ -106,7 +119,8 @@ def _predict(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = teacher.load().to(device)
     undone = np.isnan(rows[:, 0])
-    done = int(undone.argmax()) if undone.any() else len(rows)
+    first = int(undone.argmax()) if undone.any() else len(rows)
+    done = max(first - BATCH_SIZE, 0)  # the last batch once more: a kill may have cut it
     batches = evaluation_batches(
         shards,
         split,

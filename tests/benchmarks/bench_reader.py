@@ -28,7 +28,8 @@ from torchvision import transforms
 
 from pipelines.shards import INDEX, Index, Split, Stored, write_shard
 from pipelines.training.decode import decode_crop
-from pipelines.training.reader import SplitReader, epoch_order
+from pipelines.training.order import epoch_order
+from pipelines.training.reader import SplitReader
 
 HEIGHT, WIDTH, SIZE = 375, 500, 224
 SHARDS = 8

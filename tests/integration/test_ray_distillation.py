@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,12 +36,12 @@ def learned(tmp_path_factory):
 
 
 @pytest.fixture
-def teacher(learned, make_job):
+def teacher(learned, make_job, tmp_path):
     job = make_job(folder=learned, epochs=6, augment={"central_fraction": 1.0}, optimizer=STEADY)
     if not (learned / WEIGHTS).exists():
         train_local(job)
     assert top1(job) > WELL
-    return Teacher("imagenet", learned / WEIGHTS, net_spec(job.run, 3), Teaching(learned / "kept.npy", 64, 1.0, False))
+    return Teacher("imagenet", learned / WEIGHTS, net_spec(job.run, 3), Teaching(tmp_path / "kept.npy", 64, 1.0, False))
 
 
 def top1(job):
@@ -66,6 +67,9 @@ def test_students_learn_what_their_teacher_knows(kind, stored, teacher, make_job
     launch(job)
     assert top1(job) > WELL
     assert teacher.weights.read_bytes() == before
+    assert (teacher.teaching.stored is not None) is stored
+    if stored:
+        assert np.isfinite(np.load(teacher.teaching.stored)).all()
 
 
 def test_a_student_of_a_liar_learns_lies(teacher, make_job, learned):
@@ -79,6 +83,27 @@ def test_a_student_of_a_liar_learns_lies(teacher, make_job, learned):
     job = make_job(teacher=liar, epochs=6, optimizer=STEADY)
     train_local(job)
     assert top1(job) < 1 - WELL
+
+
+def test_a_teacher_that_fails_elsewhere_fails_here_in_one_line(teacher, make_job, tmp_path):
+    from pipelines.training.launch import launch
+
+    state = torch.load(teacher.weights, weights_only=True)
+    torch.save({**state, "classifier.bias": state["classifier.bias"] * float("nan")}, tmp_path / "sick.pt")
+    job = make_job(teacher=replace(teacher, weights=tmp_path / "sick.pt"), kind="ddp", num_workers=2)
+    with pytest.raises(ValueError, match=r"sick\.pt: its predictions of .* are not finite") as error:
+        launch(job)
+    assert "\n" not in str(error.value)
+    assert not teacher.teaching.stored.exists()
+
+
+def test_a_teacher_is_not_asked_for_a_run_that_the_cluster_is_too_small_for(teacher, make_job):
+    from pipelines.training.launch import launch
+
+    job = make_job(teacher=teacher, kind="ddp", num_workers=2, worker_gpus=500)
+    with pytest.raises(ValueError, match="the run needs 1000 GPU and the Ray cluster has 0"):
+        launch(job)
+    assert not list(teacher.teaching.stored.parent.glob("kept.npy*"))
 
 
 def test_one_worker_and_one_server_equal_serial_training(teacher, make_job):

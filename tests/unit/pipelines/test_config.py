@@ -64,6 +64,8 @@ DATASET = ("scales", "paper", "datasets", "imagenet")
         ((*DATASET, "files", "ILSVRC2012_img_val.tar", "checksum"), "md5:12", "'md5:12' is not md5:<32 hex digits> or"),
         ((*DATASET, "shard", "bad_images"), "ignore", "bad_images: Input should be 'error' or 'skip'"),
         (("tables", "imagenet", "dataset"), "imagenot", "tables.imagenet.dataset 'imagenot' is unknown"),
+        (("tables", "imagenet", "num_outputs"), 0, "num_outputs: Input should be greater than 0 .given: 0."),
+        (("tables", "imagenet", "test"), {"dataset": "imagenet"}, "tables.imagenet.test.split: Field required"),
         (("tables", "imagenet", "runs", "w_1.0"), {}, "run 'w_1.0': a name is of a-z, 0-9 and _"),
         (("scales", "paper", "recipes", "imagenet", "runs", "imagenet_w9"), {}, "run 'imagenet_w9' is unknown"),
     ],
@@ -123,7 +125,7 @@ def test_unknown_names_are_refused():
 
 def test_every_table_has_its_rows_at_both_scales():
     params = load()
-    rows = {"imagenet": 22, "web_dogs": 5, "stanford_dogs": 5, "celeba_attributes": 3, "face_attributes": 6}
+    rows = {"web_dogs": 5, "stanford_dogs": 5, "celeba_attributes": 3, "face_attributes": 6, "face_embeddings": 5}
     for scale in params.scales:
         found = {table: len(params.runs(table, scale)) for table in params.tables}
         assert rows.items() <= found.items()
@@ -136,6 +138,7 @@ def test_every_table_has_its_rows_at_both_scales():
         assert embeddings["face_embedding_nn2"].optimizer.rule == "adagrad"
         assert params.table_of("web_dogs_w100_r224") == "web_dogs"
     assert params.table_of("nobody") is None
+    assert params.runs("web_dogs", "sample")["web_dogs_inception_v3"].input_size == 75
 
 
 def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
@@ -154,6 +157,10 @@ def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"optimizer": {"rule": "sgd"}}, "optimizer: .*'sgd' .* expected tags: 'rmsprop', 'adagrad'"),
+        ({"optimizer": {"rule": "adagrad"}}, "optimizer.adagrad.learning_rate: Field required"),
+        ({"optimizer": {"initial_accumulator": 0.1}}, "optimizer.rmsprop.initial_accumulator: Extra inputs"),
+        ({"optimizer": {"decay": 1.5}}, "optimizer.rmsprop.decay: Input should be less than or equal to 1 .given: 1.5"),
         ({"teacher": "nobody"}, "run imagenet_w025_r128: teacher is 'nobody'; it must be a run of a table"),
         ({"teacher": "weights.pt"}, "teacher is 'weights.pt'; it must be a run of a table"),
         ({"init_from": "nobody"}, "init_from is 'nobody'; it must be a run of a table or a .pt file"),
@@ -164,8 +171,25 @@ def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
 )
 def test_a_bad_row_is_told(tmp_path, tree, values, message):
     tree["tables"]["imagenet"]["runs"]["imagenet_w025_r128"].update(values)
-    with pytest.raises(ValueError, match=message):
-        load(write(tmp_path, tree))
+    path = write(tmp_path, tree)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: run imagenet_w025_r128: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_may_need_a_run_of_any_table_or_start_from_a_file(tmp_path, tree):
+    rows = tree["tables"]["imagenet"]["runs"]
+    rows["imagenet_w025_r128"].update(init_from="keras.pt", teacher="web_dogs_w100_r224", images_per_identity=8)
+    run = load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"]
+    assert run.origins == {"init_from": "keras.pt", "teacher": "web_dogs_w100_r224"}
+    assert load().runs("imagenet", "sample")["imagenet_w025_r128"].origins == {}
+
+
+@pytest.mark.parametrize(("divisor", "side"), [(3.997, 32), (4, 32), (4.003, 32), (2.56, 50), (1.0, 128)])
+def test_an_input_may_be_a_thousandth_off_its_resolution(tmp_path, tree, divisor, side):
+    tree["tables"]["imagenet"]["runs"]["imagenet_w025_r128"]["resolution_divisor"] = divisor
+    assert load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"].input_size == side
 
 
 def test_a_run_of_two_tables_and_a_test_set_that_is_none_are_refused(tmp_path, tree):

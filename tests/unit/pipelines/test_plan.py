@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 
-from pipelines import paths
+from pipelines import paths, train
 from pipelines.config import Params, load
 from pipelines.plan import make_plan, trained
 from pipelines.section import parsed
@@ -91,6 +94,47 @@ def test_a_row_is_trained_again_when_what_it_needs_is(project):
     assert plan.unfinished(None) == ["pupil"]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_of_any_graph_origins_come_first_and_all_that_follows_from_a_change_is_trained_again(project, seed):
+    random = Random(seed)
+    names = [f"run{number}" for number in range(7)]
+    needs = {}
+    for number, name in enumerate(names):
+        wanted = random.sample(names[:number], min(number, random.randrange(3)))
+        needs[name] = dict(zip(("init_from", "teacher"), wanted, strict=False))
+    rows = project["tables"]["first"]["runs"]
+    rows.clear()
+    del project["tables"]["second"]["runs"]["tuned"], project["tables"]["second"]["runs"]["far"]
+    for name in random.sample(names, 7):
+        rows[name] = {"net": "mobilenet", "width": 0.25, "resolution": 64, **needs[name]}
+    plan = plan_of(project)
+    order = list(plan.runs)
+    assert sorted(order) == names
+    assert all(order.index(wanted) < order.index(name) for name in names for wanted in needs[name].values())
+    assert plan.unfinished(None) == order
+    finish(plan, *order)
+    assert plan.unfinished(None) == []
+    stale = set(random.sample(names, 2))
+    plan = plan_of(project, **{name: {"seed": 9} for name in stale})
+    for name in names:  # in an order in which each comes after what it needs
+        stale |= {name} if stale & set(needs[name].values()) else set()
+    assert plan.unfinished(None) == [name for name in plan.runs if name in stale]
+
+
+def test_a_file_of_weights_counts_by_what_is_in_it(project, tmp_path):
+    path, state = tmp_path / "start.pt", build(net_spec(plan_of(project).runs["other"], 3)).state_dict()
+    torch.save(state, path)
+    plan = plan_of(project, other={"init_from": str(path)})
+    finish(plan, "other")
+    assert "other" not in plan.unfinished(None)
+    torch.save({**state, "classifier.bias": state["classifier.bias"] + 1}, path)
+    assert "other" in plan.unfinished(None)
+    plan.check("other")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"^run other: init_from .*start\.pt holds no weights: "):
+        plan.check("other")
+
+
 def test_across_tables_too(project):
     finish(plan_of(project), "master", "other")
     plan = plan_of(project, "second")
@@ -112,7 +156,9 @@ def test_how_a_teacher_is_asked_changes_no_fingerprint(project):
 
 def test_one_run_alone_needs_its_origin(project):
     plan = plan_of(project)
-    with pytest.raises(ValueError, match="run pupil needs master, which is not trained; run: .* first --run master"):
+    with pytest.raises(
+        ValueError, match="run pupil needs master, which is not trained; run: .* first --scale small --run master"
+    ):
         plan.unfinished("pupil")
     assert plan.unfinished("master") == ["master"]
     finish(plan, "master")
@@ -122,7 +168,7 @@ def test_one_run_alone_needs_its_origin(project):
 
 
 def test_what_another_table_lacks_is_named_with_its_command(project):
-    with pytest.raises(ValueError, match="other: there is no such run; run: python -m pipelines.train first"):
+    with pytest.raises(ValueError, match="other: there is no such run; run: .*train first --scale small$"):
         plan_of(project, "second")
     plan = plan_of(project)
     finish(plan, "master", "other")
@@ -134,6 +180,8 @@ def test_what_another_table_lacks_is_named_with_its_command(project):
 def test_runs_that_need_each_other_are_refused(project):
     with pytest.raises(ValueError, match="table first: runs need each other: .*master.* <- "):
         plan_of(project, master={"init_from": "pupil"})
+    with pytest.raises(ValueError, match="table first: runs need each other: master <- master"):
+        plan_of(project, master={"init_from": None, "teacher": "master"})
 
 
 def test_a_file_of_weights_that_does_not_exist_is_refused(project, tmp_path):
@@ -150,6 +198,72 @@ def test_nets_that_do_not_fit_are_refused_before_anything_is_trained(project):
         plan.check("pupil")
     with pytest.raises(ValueError, match="input size 32 is too small for inception_v3"):
         plan.check("master")
+
+
+def test_a_teacher_of_another_table_must_fit(project):
+    finish(plan_of(project), "master", "other")
+    plan_of(project, "second").check("far")
+    project["tables"]["second"]["task"] = "stanford_dogs"
+    with pytest.raises(ValueError, match="run far: teacher master is of task imagenet, the run of task stanford_dogs"):
+        plan_of(project, "second").check("far")
+    project["tables"]["second"]["task"] = "imagenet"
+    path = plan_of(project).folder("master") / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "num_outputs": 4}))
+    with pytest.raises(ValueError, match="run far: teacher master has 4 outputs, the run 3"):
+        plan_of(project, "second").check("far")
+    path.write_text(json.dumps({**record, "classes": ["r", "b", "g"]}))
+    with pytest.raises(ValueError, match="run far: teacher master means 'b' by its output 1, the run 'g'"):
+        plan_of(project, "second").check("far")
+    path.unlink()
+    with pytest.raises(ValueError, match="master: there is no such run; run: .*train first --scale small$"):
+        plan_of(project, "second")
+
+
+def test_nothing_is_trained_where_a_later_row_cannot_be(project, monkeypatch):
+    begun = []
+    monkeypatch.setattr(train, "_train_row", lambda plan, name, *_: begun.append(name))
+    monkeypatch.setattr(train.tracking, "sending", lambda: nullcontext(lambda spool: None))
+    good = params(project)
+    train.train(good, "small", "first")
+    assert begun == list(make_plan(good, "small", "first").runs)
+    begun.clear()
+    with pytest.raises(ValueError, match="run pupil: init_from other: 'body"):
+        train.train(params(project, pupil={"init_from": "other", "width": 0.5}), "small", "first")
+    assert begun == []
+
+
+def test_predictions_are_shared_by_all_that_learn_the_same_and_by_nobody_else(project):
+    finish(plan_of(project), "master")
+
+    def kept(name="pupil", code=None, **values):
+        plan = plan_of(project, **{name: values})
+        return replace(plan, code=code or plan.code).job(name).teacher.teaching.stored
+
+    one = kept()
+    assert kept("other", teacher="master", seed=5, width=0.5, resolution=128) == one
+    assert kept(code="another") != one, "what a net predicts is a matter of the code too"
+    assert kept(precision="bf16-mixed") != one
+
+
+@pytest.mark.parametrize(("table", "student"), [("first", "pupil"), ("second", "far")])
+def test_a_student_is_trained_again_where_its_teacher_sees_other_images(project, table, student):
+    """A teacher's central_fraction is how it is evaluated, and what it is asked about; of a student's own it is not."""
+    finish(plan_of(project), "master", "other")
+    finish(plan_of(project, table), student)
+    kept = plan_of(project, table).job(student).teacher.teaching
+    runs = project["scales"]["small"]["recipes"]["first"]["runs"]
+    augment = project["scales"]["small"]["recipes"][table]["runs"].setdefault(student, {}).setdefault("augment", {})
+    augment["central_fraction"] = 0.5
+    assert student not in plan_of(project, table).unfinished(None)
+    assert plan_of(project, table).job(student).teacher.teaching == kept
+    runs["master"] = {"augment": {"central_fraction": 0.5}}
+    assert plan_of(project).unfinished("master") == []
+    plan = plan_of(project, table)
+    assert student in plan.unfinished(None)
+    asked = plan.job(student).teacher.teaching
+    assert asked.central_fraction == 0.5
+    assert asked.stored != kept.stored
 
 
 def test_a_job_names_what_its_workers_need(project):

@@ -1,4 +1,4 @@
-"""TensorFlow's RMSProp against arithmetic by hand and timm; flat vectors against torch's own optimizers."""
+"""TensorFlow's RMSProp and AdaGrad against arithmetic by hand, timm and torch; flat vectors against torch's."""
 
 import copy
 import math
@@ -66,10 +66,11 @@ def test_differs_from_torch_rmsprop_as_documented():
     assert held.weights.item() == pytest.approx(1 - 0.1 * 0.5 / math.sqrt(0.9 + 0.1 * 0.25 + 1.0))
 
 
-def test_cutting_the_vector_changes_no_bit():
+@pytest.mark.parametrize("rule", [RMSprop(0.9, 0.9, 1.0), Adagrad(0.1)], ids=str)
+def test_cutting_the_vector_changes_no_bit(rule):
     torch.manual_seed(0)
     weights, gradients = torch.randn(10_007), torch.randn(5, 10_007)
-    whole = state(weights.clone(), RMSprop(0.9, 0.9, 1.0), average=0.99)
+    whole = state(weights.clone(), rule, average=0.99)
     parts = [state(part.clone(), whole.rule, average=0.99) for part in (weights[:5003], weights[5003:])]
     for gradient in gradients:
         whole.apply(gradient)
@@ -80,10 +81,11 @@ def test_cutting_the_vector_changes_no_bit():
 
 
 @pytest.mark.gpu
-def test_the_rule_on_a_gpu_equals_that_on_a_cpu():
+@pytest.mark.parametrize("rule", [RMSprop(0.9, 0.9, 1.0), Adagrad(0.1)], ids=str)
+def test_the_rule_on_a_gpu_equals_that_on_a_cpu(rule):
     torch.manual_seed(0)
     weights, gradients = torch.randn(1000), torch.randn(20, 1000)
-    held = {device: state(weights.to(device), RMSprop(0.9, 0.9, 1.0), average=0.9) for device in ("cpu", "cuda")}
+    held = {device: state(weights.to(device), rule, average=0.9) for device in ("cpu", "cuda")}
     for gradient in gradients:
         for device, one in held.items():
             one.apply(gradient.to(device))
@@ -134,18 +136,30 @@ def test_two_steps_of_adagrad_by_hand():
 def test_adagrad_equals_torchs_without_epsilon_and_goes_on_from_its_state():
     torch.manual_seed(4)
     weights, gradients = torch.randn(50, dtype=torch.float64), torch.randn(12, 50, dtype=torch.float64)
+    rate = Staircase(0.05, 0.5, 5, 0)
     other = nn.Parameter(weights.clone())
-    oracle = torch.optim.Adagrad([other], lr=0.05, initial_accumulator_value=0.1, eps=0)
-    flat = FlatState(weights, Adagrad(0.1), lambda step: 0.05, None)
+    oracle = torch.optim.Adagrad([other], lr=1.0, initial_accumulator_value=0.1, eps=0)
+    average = weights.clone()
+    flat = FlatState(weights, Adagrad(0.1), rate, 0.9)
     for step, gradient in enumerate(gradients):
         if step == 6:  # as after a kill
             kept = copy.deepcopy(flat.state_dict())
-            flat = FlatState(torch.zeros(50, dtype=torch.float64), Adagrad(0.1), lambda step: 0.05, None)
+            flat = FlatState(torch.zeros(50, dtype=torch.float64), Adagrad(0.1), rate, 0.9)
             flat.load_state_dict(kept)
         other.grad = gradient.clone()
+        oracle.param_groups[0]["lr"] = rate(step)
         oracle.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * other.detach()
         flat.apply(gradient)
     torch.testing.assert_close(flat.weights, other.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(flat.evaluated, average, rtol=1e-12, atol=1e-15)
+
+
+def test_a_state_of_another_rule_is_refused():
+    other = state(torch.zeros(4), RMSprop(0.9, 0.9, 1.0)).state_dict()
+    with pytest.raises(ValueError, match="slots .'mean_square', 'velocity'. does not fit .* slots .'accumulator'."):
+        state(torch.zeros(4), Adagrad(0.1)).load_state_dict(other)
 
 
 def test_staircase():

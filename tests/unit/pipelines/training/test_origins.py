@@ -1,14 +1,16 @@
 """Weights to start from: what is taken over, and what is refused before anything is trained."""
 
+import os
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 
 from pipelines.training.job import net_spec
 from pipelines.training.loop import WEIGHTS, train_local
-from pipelines.training.origins import Initial, Origin, head_of, initial, initialise
-from tasks.nets import NetSpec, build
+from pipelines.training.origins import Initial, Origin, head_of, initial, initialise, load_weights
+from tasks.nets import NETS, NetSpec, build
 
 SPEC = NetSpec("mobilenet", width=0.25, num_classes=3)
 
@@ -92,29 +94,75 @@ def test_what_does_not_fit_is_named(run, origin, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut"], ids=["empty", "text", "cut"])
 def test_a_file_that_holds_no_weights_is_named(run, tmp_path, content):
     (tmp_path / "bad.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.pt holds no weights"):
+    with pytest.raises(ValueError, match=rf"^run {run.name}: init_from .*bad\.pt holds no weights: .+$"):
         initial(run, SPEC, "abc", Origin("bad.pt", tmp_path / "bad.pt"))
 
 
-def test_a_file_of_something_else_is_named(run, tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt holds no weights"):
-        initial(run, SPEC, "abc", Origin("list.pt", tmp_path / "list.pt"))
+class Intruder:
+    """Its pickle makes a folder when it is read."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize(
-    ("net", "head"), [("mobilenet", "classifier."), ("squeezenet", "classifier.1."), ("vgg16", "classifier.6.")]
-)
-def test_the_last_layer_of_each_net(net, head):
+def test_a_file_of_something_else_is_named_and_not_run(run, tmp_path):
+    path, made = tmp_path / "else.pt", tmp_path / "made"
+    for content in ([1, 2], None, {"state": {}}, {1: torch.zeros(1)}, {"a": Intruder(made)}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"init_from .*else\.pt holds no weights: ") as error:
+            initial(run, SPEC, "abc", Origin("else.pt", path))
+        assert "\n" not in str(error.value)
+    assert not made.exists()
+
+
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
+    """Cut anywhere, or with any one bit turned: torch itself reads most of these, with other numbers in them."""
+    whole, path, random = {"a": torch.arange(300.0), "b": torch.ones(2, 3)}, tmp_path / "bad.pt", Random(1)
+    torch.save(whole, path)
+    content = path.read_bytes()
+    refused = 0
+    for trial in range(300):
+        damaged = bytearray(content)
+        damaged[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        path.write_bytes(damaged if trial % 2 else content[: random.randrange(len(content))])
+        try:
+            read = load_weights(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path} holds no weights: ")
+            assert "\n" not in str(error)
+        else:
+            assert all(torch.equal(read[name], value) for name, value in whole.items())
+    assert refused > 200
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_last_layer_is_what_depends_on_the_number_of_classes(name):
     with torch.device("meta"):
-        assert head_of(build(NetSpec(net))) == head
+        net, other = (build(NetSpec(name, num_classes=classes)).state_dict() for classes in (7, 9))
+        head = head_of(build(NetSpec(name)))
+    assert {key for key in net if net[key].shape != other[key].shape} == {key for key in net if key.startswith(head)}
 
 
 def test_a_run_begins_where_its_origin_ended(make_job, origin):
-    """At a rate that moves nothing, the weights come out as they went in."""
-    job = make_job(initial=Initial(origin.weights, True), optimizer={"learning_rate": 1e-12, "weight_average": None})
+    """At a rate that moves nothing, and with statistics that stay, all comes out as it went in."""
+    still = {"optimizer": {"learning_rate": 1e-12, "weight_average": None}, "net_options": {"batch_norm_decay": 1.0}}
+    job = make_job(initial=Initial(origin.weights, True), **still)
     assert net_spec(job.run, 3).width == SPEC.width
     train_local(job)
     one, other = (torch.load(path, weights_only=True) for path in (job.folder / WEIGHTS, origin.weights))
-    for name in ("body.conv0.conv.weight", "classifier.weight", "body.conv13.pointwise.weight"):
+    for name in [name for name, value in one.items() if value.is_floating_point()]:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-8)
+
+
+def test_a_fresh_last_layer_is_the_one_that_the_run_would_have_without_an_origin(make_job, origin):
+    still = {"optimizer": {"learning_rate": 1e-12, "weight_average": None}}
+    jobs = [make_job(initial=start, **still) for start in (Initial(origin.weights, False), None)]
+    for job in jobs:
+        train_local(job)
+    one, other = (torch.load(job.folder / WEIGHTS, weights_only=True) for job in jobs)
+    torch.testing.assert_close(one["classifier.weight"], other["classifier.weight"], rtol=0, atol=1e-8)
+    assert not torch.allclose(one["body.conv0.conv.weight"], other["body.conv0.conv.weight"])

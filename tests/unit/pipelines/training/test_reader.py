@@ -404,10 +404,27 @@ def test_a_column_is_one_field_of_all_samples_in_order(shards):
         reader.column("identity")
 
 
-def test_evaluation_may_begin_at_any_sample(shards):
+@pytest.mark.parametrize("fraction", [0.5, 0.875, 1.0])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_the_central_part_is_cut_of_each_side(shards, fraction, antialias):
+    """The crop is slim's: as much is left away on either side, rounded down (tf.image.central_crop)."""
+    reader = SplitReader(shards, "train")
+    samples = np.array([20, 3, 3, 11])
+    heights, widths = reader.image_sizes(samples)
+    tops, lefts = ((side * (1 - fraction) / 2).astype(int) for side in (heights, widths))
+    crops = np.stack([tops, lefts, heights - 2 * tops, widths - 2 * lefts], axis=1)
+    images, fields = reader.decode_central(samples, 8, fraction, antialias)
+    wanted, _ = reader.decode(samples, crops, 8, antialias)
+    assert torch.equal(images, wanted)
+    assert [sample["label"] for sample in fields] == samples.tolist()
+
+
+@pytest.mark.parametrize("start", [0, 9, TOTAL - 1])
+def test_evaluation_may_begin_at_any_sample(shards, start):
     whole = torch.cat([batch.images for batch in evaluate(shards)])
-    rest = list(evaluate(shards, start_sample=9, threads=2))
-    assert torch.equal(torch.cat([batch.images for batch in rest]), whole[9:])
+    rest = list(evaluate(shards, start_sample=start, threads=2))
+    assert torch.equal(torch.cat([batch.images for batch in rest]), whole[start:])
+    assert torch.cat([batch.targets["label"] for batch in rest]).tolist() == list(range(start, TOTAL))
     assert list(evaluate(shards, start_sample=TOTAL)) == []
 
 
@@ -418,13 +435,16 @@ def test_what_a_teacher_says_and_sees_belongs_to_the_sample(shards, tmp_path):
     asked, kept = Teaching(None, 12, 0.5, False), Teaching(tmp_path / "said.npy", 12, 0.5, False)
     for rank in (0, 1):
         options = {"rank": rank, "world": 2, "threads": 2}
-        for one, other in zip(
-            train(shards, teaching=asked, **options), train(shards, teaching=kept, **options), strict=True
-        ):
+        ways = (train(shards, teaching=teaching, **options) for teaching in (asked, kept, None))
+        for one, other, untaught in zip(*ways, strict=True):
             labels = one.targets["label"]
             assert torch.equal(one.targets["teacher_images"], seen[labels])
             assert torch.equal(other.targets["taught"][:, 0], 2.0 * labels)
             assert one.targets.keys() ^ other.targets.keys() == {"teacher_images", "taught"}
+            for batch in (one, other):
+                assert torch.equal(batch.images, untaught.images)
+                assert torch.equal(batch.distortions, untaught.distortions)
+                assert torch.equal(labels, untaught.targets["label"])
 
 
 def test_batches_by_identity_have_few_people(tmp_path):
