@@ -9,6 +9,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from pipelines import paths
 from pipelines.config import Params
 from pipelines.files import digest
@@ -27,7 +29,8 @@ SPLIT = "train"
 CODE = ("pipelines/training", "tasks")
 SHARDS = Path("pipelines/shards.py")
 HARMLESS = {
-    *(Path("tasks/nets/complexity.py"), Path("pipelines/training/run.py")),
+    *(Path("tasks/nets/complexity.py"), Path("tasks/verification.py"), Path("tasks/average_precision.py")),
+    Path("pipelines/training/run.py"),
     *(Path("pipelines/training/rows.py"), Path("pipelines/training/curve.py")),
 }
 
@@ -65,10 +68,8 @@ class Plan:
     def unfinished(self, only: str | None) -> list[str]:
         """The runs to train, in order; of `only` alone where it is named.
 
-        Raises ValueError for an unknown run, and for one that needs a net that is not trained.
+        Raises ValueError for one that needs a net that is not trained.
         """
-        if only is not None and only not in self.runs:
-            raise ValueError(f"run {only!r} is unknown; table {self.table} has: {', '.join(self.runs)}")
         found: list[str] = []
         for name, run in self.runs.items():
             waits = [wanted for wanted in run.origins.values() if wanted in found]
@@ -82,20 +83,53 @@ class Plan:
         return found if only is None else [name for name in found if name == only]
 
     def check(self, name: str) -> None:
-        """Raise ValueError where a run's net cannot be built, or the nets that it needs do not fit it."""
+        """Raise ValueError where a run's net cannot be built, its data lack what it learns from, or the nets that it
+        needs do not fit it.
+        """
         from pipelines.training.job import net_spec
         from pipelines.training.origins import initial
         from pipelines.training.teaching import check_teacher
-        from tasks.nets import check_input_size
 
         run = self.runs[name]
-        check_input_size(run.net, run.input_size)
+        try:
+            self._check_net(run)
+            self._check_data(run)
+        except ValueError as error:
+            raise ValueError(f"run {name}: {error}") from None
         for key, wanted in run.origins.items():
             origin, outputs = self._origin(wanted), self.num_outputs
             if key == "teacher":
                 check_teacher(run, outputs, self.index.classes, origin)
             else:
                 initial(run, net_spec(run, outputs), self.index.classes, origin)
+
+    def _check_net(self, run: Run) -> None:
+        import torch
+
+        from pipelines.training.job import net_spec
+        from tasks import TASKS
+        from tasks.nets import build, check_input_size
+
+        if run.task not in TASKS:
+            raise ValueError(f"task {run.task!r} is unknown; there are: {', '.join(sorted(TASKS))}")
+        with torch.device("meta"):
+            build(net_spec(run, self.num_outputs))
+        check_input_size(run.net, run.input_size)
+
+    def _check_data(self, run: Run) -> None:
+        import numpy as np
+
+        from pipelines.training.reader import SplitReader
+        from tasks import TASKS
+
+        task = TASKS[run.task]
+        _, fields = next(SplitReader(self.shards, SPLIT).read(np.zeros(1, np.int64)))
+        if run.images_per_identity and "identity" not in fields:
+            raise ValueError(f"images_per_identity is set, but {self.shards} has no identities")
+        if run.teacher is None and not task.collate([fields]):
+            raise ValueError(f"{self.shards} has no labels for task {task.name}; it needs a teacher")
+        if run.teacher is None and task.by_identity and run.images_per_identity is None:
+            raise ValueError(f"task {task.name} compares images of one person: set images_per_identity, or a teacher")
 
     def job(self, name: str) -> Job:
         """A run as its workers need it; the nets that it needs are trained by now."""
@@ -168,16 +202,23 @@ def _view(teacher: Run) -> dict[str, Any]:
     return {"size": teacher.input_size, **teacher.augment.model_dump(include={"central_fraction", "antialias"})}
 
 
-def make_plan(params: Params, scale: str, table: str) -> Plan:
-    """The plan of a table. Raises ValueError for shards that are absent, runs that need each other, nets that are not
+def make_plan(params: Params, scale: str, table: str, only: str | None = None) -> Plan:
+    """The plan of a table, or of one run of it and those of the table that it needs.
+
+    Raises ValueError for shards that are absent, an unknown run, runs that need each other, and nets that are not
     trained in another table or not there as files.
     """
     runs = params.runs(table, scale)
+    if only is not None and only not in runs:
+        raise ValueError(f"run {only!r} is unknown; table {table} has: {', '.join(runs)}")
+    needs = {name: [wanted for wanted in run.origins.values() if wanted in runs] for name, run in runs.items()}
     try:
-        order = [*TopologicalSorter({name: run.origins.values() for name, run in runs.items()}).static_order()]
+        order = [*TopologicalSorter(needs).static_order()]
     except CycleError as error:
         raise ValueError(f"table {table}: runs need each other: {' <- '.join(error.args[1])}") from None
-    for name, run in runs.items():
+    wanted_runs = set(runs) if only is None else _closure(only, needs)
+    planned = {name: runs[name] for name in order if name in wanted_runs}
+    for name, run in planned.items():
         for key, wanted in run.origins.items():
             if params.table_of(wanted) is None and not Path(wanted).is_file():
                 raise ValueError(f"run {name}: {key}: {wanted} does not exist")
@@ -186,9 +227,12 @@ def make_plan(params: Params, scale: str, table: str) -> Plan:
     shards = paths.shards(scale, params.tables[table].dataset)
     python = {path for folder in CODE for path in Path(folder).rglob("*.py")} | {SHARDS}
     code = rows.code_digest(python - HARMLESS)
-    needed = set(order) - set(runs)
-    ordered = {name: runs[name] for name in sorted(runs, key=[name for name in order if name not in needed].index)}
-    return Plan(params, scale, table, ordered, shards, read_index(shards), code)
+    return Plan(params, scale, table, planned, shards, read_index(shards), code)
+
+
+def _closure(name: str, needs: Mapping[str, list[str]]) -> set[str]:
+    """A run and all that it needs, as far as they lead."""
+    return {name}.union(*(_closure(wanted, needs) for wanted in needs[name]))
 
 
 def row_folder(params: Params, scale: str, name: str) -> Path:
@@ -210,8 +254,16 @@ def trained(params: Params, scale: str, name: str) -> dict[str, Any]:
         found = "there is no such run"
     elif record["data_digest"] != read_index(paths.shards(scale, params.tables[table].dataset)).digest:
         found = "it was trained on other shards"
-    elif Run.model_validate(record["run"]).identity() != params.runs(table, scale)[name].identity():
+    elif not _is_of(params.runs(table, scale)[name], record):
         found = "it was trained with other params"
     else:
         return record
     raise ValueError(f"{folder}: {found}; run: python -m pipelines.train {table} --scale {scale}")
+
+
+def _is_of(run: Run, record: dict[str, Any]) -> bool:
+    """Whether a record is of a run; one that an earlier version wrote may lack what is known of runs today."""
+    try:
+        return "classes" in record and Run.model_validate(record["run"]).identity() == run.identity()
+    except ValidationError:
+        return False

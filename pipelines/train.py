@@ -35,7 +35,7 @@ BATCH_NORM_MEMORIES = 5
 
 def train(params: Params, scale: str, table: str, only: str | None = None) -> None:
     """Train a table's unfinished runs one after another and leave a folder for each."""
-    plan = make_plan(params, scale, table)
+    plan = make_plan(params, scale, table, only)
     unfinished = plan.unfinished(only)
     log.info("%s: %d of %d runs to train", table, len(unfinished), len(plan.runs))
     if not unfinished:

@@ -76,6 +76,7 @@ class Evaluator(Protocol):
 class Task(NamedTuple):
     """One thing to learn, as a record of functions.
 
+    by_identity: whether `loss` compares samples of one person with each other, so that a batch must have some.
     by_class: whether the net has an output for each of the data set's classes; else as many as its table says.
     collate: the shards' JSON fields of N samples -> the targets of a batch.
     loss: (outputs, targets) -> scalar.
@@ -93,6 +94,7 @@ class Task(NamedTuple):
     batch_metrics: Callable[[Tensor, Targets], Targets]
     evaluator: Callable[[TestSet], Evaluator]
     predict: Callable[[Tensor], Tensor]
+    by_identity: bool = False
 
 
 @torch.no_grad()

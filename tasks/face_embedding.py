@@ -138,4 +138,5 @@ FACE_EMBEDDING = Task(
     batch_metrics=batch_metrics,
     evaluator=FaceVerification,
     predict=embed,
+    by_identity=True,
 )

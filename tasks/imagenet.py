@@ -59,7 +59,9 @@ def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def collate(fields: list[dict[str, Any]]) -> Targets:
-    """{"label": (N,) int64}, the rank of each image's WNID."""
+    """{"label": (N,) int64}, the rank of each image's WNID; nothing where the images are not labelled."""
+    if not any("label" in sample for sample in fields):
+        return {}
     return {"label": torch.tensor([sample["label"] for sample in fields], dtype=torch.int64)}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,15 @@ def training_stream(shard_sizes: Sequence[int], seed: int, block_shards: int) ->
     """The function from positions in the endless training stream to samples of the split."""
     total = sum(shard_sizes)
 
+    computing = Lock()  # at an epoch's start all threads want the same order
+
     @lru_cache(maxsize=2)  # batches in work span no more epochs, unless these are tiny
-    def order(epoch: int) -> Ints:
+    def cached(epoch: int) -> Ints:
         return epoch_order(shard_sizes, seed, epoch, block_shards)
+
+    def order(epoch: int) -> Ints:
+        with computing:
+            return cached(epoch)
 
     def samples(positions: Ints) -> Ints:
         epochs, places = np.divmod(positions, total)

@@ -57,6 +57,10 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
         found = tuple(state[name].shape) if name in state else None
         if not name.startswith(head) and found != tuple(tensor.shape):
             raise ValueError(f"{where}: {name!r} is {found or 'absent'}, it must be {tuple(tensor.shape)}")
+    for key in ("padding", "activation", "batch_norm_epsilon"):
+        theirs, ours = getattr(origin.spec or spec, key), getattr(spec, key)
+        if theirs != ours:
+            raise ValueError(f"{where} was trained with {key} {theirs}, the run has {ours}")
     fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted if name.startswith(head))
     same = origin.classes is None or list(origin.classes) == list(classes)
     return Initial(origin.weights.resolve(), keep_head=fits and same)

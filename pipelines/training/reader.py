@@ -1,7 +1,7 @@
 """Shards -> batches: which samples, in which order, cut how.
 
 Everything is a pure function of the arguments. A training stream is the samples of epoch 0, then those of epoch 1,
-and so on, each epoch a permutation of the split (or it is dealt by identity: see `balanced_stream`); a
+and so on, each epoch a permutation of the split (or it is dealt to ranks by identity: see `balanced_stream`); a
 sample's crop and colours depend on (seed, its position in the
 stream) alone. Ranks and threads only divide the work: for any number of them, and from any point of resumption, the
 stream is the same, and no sample is lost or seen twice. (The guarantee of MosaicML's streaming, which webdataset's

@@ -107,7 +107,8 @@ class Run(Section):
     width: Annotated[float, Field(gt=0)]
     resolution: Positive  # the paper's input size: what Mult-Adds are counted at
     resolution_divisor: Annotated[float, Field(ge=1)]
-    # Weights to start from: those of another run, or a .pt file, see pipelines/import_weights.py; null: random ones.
+    # Weights to start from: those of another run, or a .pt file (see pipelines/import_weights.py), which is to be named
+    # among its stage's deps in dvc.yaml too, so that `dvc repro` sees it change; null: random ones.
     init_from: str | None = None
     teacher: str | None = None  # a run whose predictions are learned in place of labels; null: labels
     # The teacher's predictions are computed once and kept beside the shards, or at every step: the losses are the same.
@@ -138,8 +139,11 @@ class Run(Section):
             raise ValueError(f"resolution {self.resolution} is not a multiple of {self.resolution_divisor}")
         if self.kind == "local" and self.num_workers != 1:
             raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
-        if self.batch_size % (self.images_per_identity or 1):
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of images_per_identity")
+        each = self.images_per_identity
+        if each is not None and (self.batch_size % each or not 2 <= each < self.batch_size):  # else no pairs to compare
+            raise ValueError(
+                f"images_per_identity is {each}; it must divide batch_size {self.batch_size} and be above 1"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:

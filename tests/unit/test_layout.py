@@ -135,6 +135,11 @@ def test_stages_depend_on_the_data_and_the_tables_that_their_runs_need():
         shards = {f"data/${{item.scale}}/shards/{table.dataset}"}
         runs = [run for scale in params.scales for run in params.runs(name, scale).values()]
         others = {params.table_of(wanted) for run in runs for wanted in run.origins.values()} - {name, None}
+        for other in {params.table_of(run.teacher) for run in runs if run.teacher} - {name}:
+            how = {f"tables.{other}", f"scales.${{item.scale}}.recipes.{other}"}  # what decides how a teacher sees
+            assert how <= set(definitions()[f"train_{name}"]["params"])
+        files = {run.init_from for run in runs if run.init_from and params.table_of(run.init_from) is None}
+        assert files <= set(definitions()[f"train_{name}"]["deps"])
         trained = {f"results/${{item.scale}}/{other}/train" for other in others}
         assert shards | trained <= set(definitions()[f"train_{name}"]["deps"])
         tested = shards | {f"data/${{item.scale}}/shards/{table.test.dataset}", f"results/${{item.scale}}/{name}/train"}

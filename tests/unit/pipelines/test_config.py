@@ -165,7 +165,9 @@ def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
         ({"teacher": "weights.pt"}, "teacher is 'weights.pt'; it must be a run of a table"),
         ({"init_from": "nobody"}, "init_from is 'nobody'; it must be a run of a table or a .pt file"),
         ({"teacher_outputs": "once"}, "teacher_outputs: Input should be 'stored' or 'step'"),
-        ({"images_per_identity": 5}, "batch_size 32 is not a multiple of images_per_identity"),
+        ({"images_per_identity": 5}, "images_per_identity is 5; it must divide batch_size 32 and be above 1"),
+        ({"images_per_identity": 1}, "images_per_identity is 1; it must divide batch_size 32 and be above 1"),
+        ({"images_per_identity": 32}, "images_per_identity is 32; it must divide batch_size 32"),
         ({"resolution_divisor": 3.99}, "resolution 128 is not a multiple of 3.99"),
     ],
 )

@@ -164,7 +164,7 @@ def test_one_run_alone_needs_its_origin(project):
     finish(plan, "master")
     assert plan.unfinished("pupil") == ["pupil"]
     with pytest.raises(ValueError, match="run 'nobody' is unknown; table first has: "):
-        plan.unfinished("nobody")
+        make_plan(plan.params, "small", "first", "nobody")
 
 
 def test_what_another_table_lacks_is_named_with_its_command(project):
@@ -291,4 +291,42 @@ def test_a_trained_run_must_be_of_the_shards_that_are_there(project, monkeypatch
     (other / "index.json").write_bytes(changed.to_json())
     monkeypatch.setattr(paths, "shards", lambda scale, name: other)
     with pytest.raises(ValueError, match="master: it was trained on other shards"):
+        trained(plan.params, "small", "master")
+
+
+def test_one_run_alone_asks_for_nothing_that_it_does_not_need(project):
+    """Of `second`, whose rows need nets of `first`: only its own."""
+    finish(plan_of(project), "other")
+    plan = make_plan(params(project), "small", "second", "tuned")
+    assert list(plan.runs) == ["tuned"]
+    assert plan.unfinished("tuned") == ["tuned"]
+    with pytest.raises(ValueError, match="master: there is no such run"):
+        make_plan(params(project), "small", "second", "far")
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "message"),
+    [
+        ({}, {"net": "mobilnet"}, "run other: net 'mobilnet' is unknown; there are: "),
+        ({}, {"net": "facenet_nn2", "width": 0.5}, "run other: width is 0.5; facenet_nn2 has no width multiplier"),
+        ({"task": "faces"}, {}, "task 'faces' is unknown; there are: face_attributes, "),
+        ({}, {"images_per_identity": 4}, "run other: images_per_identity is set, but .* has no identities"),
+        ({"task": "face_attributes"}, {}, "run other: .* has no labels for task face_attributes; it needs a teacher"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(project, table, row, message):
+    project["tables"]["first"].update(table)
+    plan = plan_of(project, other=row)
+    with pytest.raises(ValueError, match=message):
+        plan.check("other")
+
+
+def test_a_record_of_an_earlier_version_is_a_run_to_train_again(project):
+    plan = plan_of(project)
+    finish(plan, "master")
+    path = plan.folder("master") / "run.json"
+    record = json.loads(path.read_text())
+    del record["run"]["optimizer"]["rule"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="master: it was trained with other params; run: "):
         trained(plan.params, "small", "master")

@@ -467,12 +467,21 @@ def test_a_run_without_results_stays_as_not_run(project: Path):
     )
 
 
-def test_no_metrics_is_an_error_with_the_command(project: Path):
-    for table in ("face_embeddings", "imagenet"):
-        (project / f"results/sample/{table}/metrics.json").unlink()
-        wanted = rf"sample/{table}/metrics\.json does not exist.*python -m pipelines\.evaluate {table} --scale sample"
-        with pytest.raises(ValueError, match=wanted):
-            report_stage.report(PARAMS, "sample")
+def test_a_table_that_is_not_evaluated_is_shown_as_not_run(project: Path, caplog):
+    (project / "results/sample/face_embeddings/metrics.json").unlink()
+    report_stage.report(PARAMS, "sample")
+    assert "face_embeddings is not evaluated: its rows are shown as not run" in caplog.text
+    assert "python -m pipelines.evaluate face_embeddings --scale sample" in caplog.text
+    table = (project / "results/sample/report/tables/table_14.csv").read_text()
+    assert all(",,," in line for line in table.splitlines()[1:])
+
+
+def test_no_metrics_at_all_is_an_error_with_the_command(project: Path):
+    for metrics in (project / "results/sample").glob("*/metrics.json"):
+        metrics.unlink()
+    wanted = r"imagenet/metrics\.json does not exist.*python -m pipelines\.evaluate imagenet --scale sample"
+    with pytest.raises(ValueError, match=wanted):
+        report_stage.report(PARAMS, "sample")
 
 
 def test_missing_pictures_of_a_run_that_was_evaluated_are_an_error(project: Path):

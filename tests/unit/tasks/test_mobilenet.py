@@ -210,7 +210,7 @@ def test_refuses_options_out_of_range(options: dict, message: str) -> None:
 def test_refuses_an_unknown_net_and_lists_the_known() -> None:
     with pytest.raises(ValueError, match=r"'mobilenet_v9' is unknown; there are: alexnet, .*vgg16"):
         build(NetSpec("mobilenet_v9"))
-    assert len(NETS) == 8
+    assert len(NETS) == 9
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 4), (7, 3)])

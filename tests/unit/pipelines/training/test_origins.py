@@ -166,3 +166,11 @@ def test_a_fresh_last_layer_is_the_one_that_the_run_would_have_without_an_origin
     one, other = (torch.load(job.folder / WEIGHTS, weights_only=True) for job in jobs)
     torch.testing.assert_close(one["classifier.weight"], other["classifier.weight"], rtol=0, atol=1e-8)
     assert not torch.allclose(one["body.conv0.conv.weight"], other["body.conv0.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("padding", "symmetric"), ("activation", "relu"), ("batch_norm_epsilon", 0.01)]
+)
+def test_weights_of_another_way_of_computing_are_refused(run, origin, key, value):
+    with pytest.raises(ValueError, match=f"was trained with {key} .*, the run has {value}"):
+        initial(run, replace(SPEC, **{key: value}), "abc", origin)
