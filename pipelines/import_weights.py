@@ -32,6 +32,8 @@ def import_weights(source: Path, target: Path) -> None:
 
     if target.suffix != ".pt":
         raise ValueError(f"{target} is to hold weights: its name must end in .pt")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}")
     with source.open("rb") as file:
         head = file.read(8)
     if source.stat().st_size > MAX_BYTES:

@@ -169,7 +169,7 @@ def summarise(paper: Paper, inputs: Inputs, compared: Sequence[Table]) -> dict[s
     summary["Runs"] = f"{len(inputs.results)} of {len(inputs.planned)}"
     summary["Mult-Adds, parameters"] = (
         f"{same} of the {len(marks)} printed counts are met to the last printed digit; "
-        "the notes under the tables explain the others"
+        "the notes under the tables take up the others"
     )
     return summary
 

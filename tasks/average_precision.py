@@ -42,13 +42,14 @@ def average_precision(scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Flo
 def mean_ap_interval(
     scores: npt.NDArray[Any], labels: npt.NDArray[Any], replicates: int = REPLICATES
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean average precision, in [0, 1]; (0, 1) where there is none.
+    """The 95 % basic bootstrap interval of the mean average precision, within [0, 1]; (0, 1) where there is none.
 
     Samples, not attributes, are drawn with replacement. In a replicate the mean is over the attributes that some drawn
-    sample has; one without any is left out. https://en.wikipedia.org/wiki/Bootstrapping_(statistics)
-    Average precision from few positives is too high itself, and so is this. In 400 simulated test sets each it held the
-    true value in 93 % of those of 1,000 samples with attributes of 10 to 50 %, but only in 78 % of those of 300 samples
-    with attributes of 2 to 5 %.
+    sample has; one without any is left out. Average precision from few positives is too high, and from a resample of
+    them higher still: so the quantiles of the replicates are mirrored at the estimate, which takes that bias off
+    (https://en.wikipedia.org/wiki/Bootstrapping_(statistics)). In simulated test sets it held the true value in 93 % of
+    those of 1,000 samples with 40 attributes of 2 to 50 %, where the quantiles themselves did in 53 %, and in 83 % of
+    those of 300 samples with 40 attributes of 2 to 5 %.
     """
     ranking, samples = rank(scores, labels), len(scores)
     rng = np.random.default_rng(SEED)
@@ -60,7 +61,8 @@ def mean_ap_interval(
             means.append(np.nanmean(ap))
     if not means:
         return 0.0, 1.0
-    low, high = np.quantile(means, (0.025, 0.975))
+    estimate = np.nanmean(_weighted(*ranking, np.ones(samples)))
+    low, high = (2 * estimate - np.quantile(means, (0.975, 0.025))).clip(0, 1)
     return float(low), float(high)
 
 

@@ -16,7 +16,7 @@ from tasks.losses import attribute_cross_entropy
 
 
 class MeanAP:
-    """The mean over attributes of their average precision, ranked by the probabilities that `predict` gives.
+    """The mean over attributes of their average precision, ranked by logits: sure probabilities are all 1 in float32.
 
     metrics: "mean_ap", over the attributes that some sample has, 0 if there is none; "attributes", how many these are;
     "mean_ap_low" and "mean_ap_high", its 95 % interval; "chance_ap", what equal scores reach: the mean of these
@@ -26,27 +26,26 @@ class MeanAP:
     """
 
     def __init__(self, num_attributes: int) -> None:
-        self.scores = [torch.empty(0, num_attributes)]
+        self.logits = [torch.empty(0, num_attributes)]
         self.labels = [torch.empty(0, num_attributes, dtype=torch.uint8)]
 
     def update(self, outputs: Tensor, targets: Targets) -> None:
         """outputs: logits (N, A); targets["attributes"]: (N, A) uint8, 0 or 1."""
         labels = _labels(targets)
         assert outputs.shape == labels.shape, f"{tuple(outputs.shape)} outputs, {tuple(labels.shape)} labels"
-        self.scores.append(_probabilities(outputs).cpu())
+        self.logits.append(outputs.float().cpu())
         self.labels.append(labels.cpu())
 
     def compute(self) -> Evaluation:
         """All that was taken in."""
-        from tasks.average_precision import (
-            average_precision,
-            mean_ap_interval,
-        )  # compiles with numba, which a model that only predicts does without
+        # Here, because it needs numba, which a model that only predicts does without.
+        from tasks.average_precision import average_precision, mean_ap_interval
 
-        answers, truth = torch.cat(self.scores), torch.cat(self.labels)
-        scores, labels = answers.numpy(), truth.numpy()
+        logits, truth = torch.cat(self.logits), torch.cat(self.labels)
+        scores, labels = logits.numpy(), truth.numpy()
         ap = average_precision(scores, labels)
         low, high = mean_ap_interval(scores, labels)
+        answers = _probabilities(logits)
         prevalence = labels.sum(axis=0) / max(len(labels), 1)
         defined = prevalence > 0
         attributes = int(defined.sum())
@@ -59,7 +58,7 @@ class MeanAP:
             "attributes": attributes,
             "samples": len(labels),
         }
-        return Evaluation(metrics, {"ap": ap, "prevalence": prevalence, "scores": scores, "labels": labels})
+        return Evaluation(metrics, {"ap": ap, "prevalence": prevalence, "scores": answers.numpy(), "labels": labels})
 
 
 def collate(fields: list[dict[str, Any]]) -> Targets:

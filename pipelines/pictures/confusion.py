@@ -123,7 +123,7 @@ def accuracy_figure(breeds: Sequence[Breed]) -> dict[str, bytes]:
     ranked = sorted((breed for breed in breeds if breed.samples), key=lambda breed: -breed.correct / breed.samples)
     all_named = len(ranked) <= LISTED
     rows: list[Breed | None] = [*ranked] if all_named else [*ranked[:ENDS], None, *ranked[-ENDS:]]
-    mean = 100 * sum(breed.correct for breed in ranked) / sum(breed.samples for breed in ranked)
+    mean = 100 * sum(breed.correct for breed in ranked) / max(sum(breed.samples for breed in ranked), 1)
     tall = 0.9 + 0.23 * len(rows)
 
     def plot(figure: Figure) -> None:

@@ -10,6 +10,7 @@ for which weights are published, have none.
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from pipelines.weights.mobilenet import MAX_BYTES, Array, Classifier, Convolution, Published
 
+MAX_DEPTH, MAX_MEMBERS = 8, 1000  # of groups in a file; Keras's have 4 and some 60
 _BLOCKS = range(1, 14)
 LAYERS = ("conv1", *(f"conv_{part}_{block}" for block, part in product(_BLOCKS, ("dw", "pw"))))
 TOP = ("conv_preds/kernel", "conv_preds/bias")
@@ -86,20 +88,31 @@ def _arrays(path: Path) -> dict[str, Array]:
     except ImportError:
         raise ValueError("an .h5 file needs the package h5py, of the extra `weights`") from None
     datasets: dict[str, Any] = {}
-
-    def add(where: str | bytes, item: Any) -> None:
-        place = str(where)  # bytes: a name that is not UTF-8
-        if place.startswith(_OPTIMIZER) or not isinstance(item, h5py.Dataset):
-            return
-        if item.dtype.kind == "f" and not item.external and not item.is_virtual:
-            datasets[place.removeprefix("model_weights/")] = item
-
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(add)
+            _collect(file, "", 0, datasets)
             claimed = sum(4 * item.size for item in datasets.values())
             if claimed <= MAX_BYTES:
                 return {where: np.asarray(item[...], np.float32) for where, item in datasets.items()}
     except Exception as error:  # h5py raises nearly anything on broken input
         raise ValueError(f"not a whole HDF5 file ({error})") from error
     raise ValueError(f"its weights claim to have {claimed:,} bytes; allowed are {MAX_BYTES:,}")
+
+
+def _collect(group: Any, before: str, depth: int, found: dict[str, Any]) -> None:
+    """Put what lies in a group, and in those below it, into `found`, whatever that may cost left aside unread."""
+    import h5py
+
+    if depth > MAX_DEPTH or len(group) > MAX_MEMBERS:
+        raise ValueError(f"{before or 'its root'} has {len(group)} members at depth {depth}")
+    for name in group:
+        place = f"{before}{name}"
+        if f"{place}/".startswith(_OPTIMIZER) or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            _collect(item, f"{place}/", depth + 1, found)
+        elif item.dtype.kind == "f" and not item.external and not item.is_virtual:
+            if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > MAX_BYTES:
+                raise ValueError(f"{place} has chunks of {item.chunks}")
+            found[place.removeprefix("model_weights/")] = item

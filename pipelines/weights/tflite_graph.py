@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ITEMS = 10_000  # operators, or tensors; MobileNet has 31 and 89
+MAX_RANK, MAX_NAME = 8, 200  # of a tensor: dimensions, characters
 _TYPES = {"FLOAT32": "<f4", "UINT8": "u1", "INT8": "i1", "INT32": "<i4"}
 _WINDOW = ("Padding", "StrideH", "StrideW", "FusedActivationFunction")
 _DILATION = ("DilationHFactor", "DilationWFactor")
@@ -115,8 +116,8 @@ def _tensor(model: Any, tensor: Any) -> Tensor:
     scale = quantization and quantization.ScaleAsNumpy()
     zero_point = quantization and quantization.ZeroPointAsNumpy()
     return Tensor(
-        (tensor.Name() or b"?").decode(),
-        tuple(_list(tensor.ShapeAsNumpy())),
+        (tensor.Name() or b"?")[:MAX_NAME].decode(errors="replace"),
+        tuple(_list(tensor.ShapeAsNumpy(), MAX_RANK)),
         _member(tflite.TensorType, tensor.Type()),
         data if isinstance(data, np.ndarray) else np.zeros(0, np.uint8),
         scale if isinstance(scale, np.ndarray) else np.zeros(0, np.float32),
@@ -150,9 +151,13 @@ def _places(count: int) -> range:
     return range(count)
 
 
-def _list(numbers: Any) -> list[int]:
+def _list(numbers: Any, most: int = MAX_ITEMS) -> list[int]:
     """A vector of whole numbers; the reader says 0 where there is none."""
-    return numbers.tolist() if isinstance(numbers, np.ndarray) else []
+    if not isinstance(numbers, np.ndarray):
+        return []
+    if len(numbers) > most:  # many tensors may share one, which costs a file nothing
+        raise ValueError(f"a list of {len(numbers):,}; allowed are {most:,}")
+    return numbers.tolist()
 
 
 def _member(enum: Any, value: int) -> str:

@@ -252,3 +252,21 @@ def test_help_comes_without_heavy_imports():
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert ".tflite" in answer.stdout
+
+
+def test_what_would_cost_far_more_to_read_than_to_write_is_refused(tmp_path):
+    with h5py.File(tmp_path / "deep.h5", "w") as file:
+        group = file
+        for _ in range(30):
+            group = group.create_group("g")
+    with pytest.raises(ValueError, match="at depth 9"):
+        import_weights(tmp_path / "deep.h5", tmp_path / "o.pt")
+    with h5py.File(tmp_path / "chunk.h5", "w") as file:
+        file.create_dataset("conv1/kernel", (1,), "f4", maxshape=(None,), chunks=(1 << 25,), compression="gzip")
+    with pytest.raises(ValueError, match=r"conv1/kernel has chunks of \(33554432,\)"):
+        import_weights(tmp_path / "chunk.h5", tmp_path / "o.pt")
+
+
+def test_a_folder_that_is_not_there_is_named(made, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder .*gone"):
+        import_weights(made(), tmp_path / "gone" / "o.pt")

@@ -138,3 +138,14 @@ def test_whatever_is_cut_or_overwritten_nothing_but_a_refusal_comes_of_it(tmp_pa
             assert str(error).startswith(f"{tmp_path}/net.tflite: ")
             refused += 1
     assert refused > 20
+
+
+def test_a_shape_of_many_dimensions_is_refused_and_a_long_name_is_cut(tmp_path):
+    model = mobilenet(random_weights(0.25, 5), 64)
+    model.subgraphs[0].tensors[0].shape = np.ones(1_000, "i4")
+    with pytest.raises(ValueError, match="a list of 1,000; allowed are 8"):
+        imported(packed(model), tmp_path)
+    model = mobilenet(random_weights(0.25, 5), 64)
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = b"x" * 100_000
+    assert imported(packed(model), tmp_path)["classifier.bias"].shape == (5,)
