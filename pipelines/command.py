@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from pipelines.config import Params, load
 
@@ -50,3 +53,15 @@ def run_stage(
     with one_line_errors():
         params = load()
         stage(params, arguments.scale or params.scale, getattr(arguments, what))
+
+
+def end_process() -> NoReturn:
+    """End the process of a stage that has done its work, with exit code 0.
+
+    Python would first take apart, object by object, all that torch, Lightning and MLflow have loaded: 1.5 s of each of
+    the graph's stages. Here only what was registered for the end is called, and nothing else has anything to lose.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import paths, tracking
-from pipelines.command import run_stage
+from pipelines.command import end_process, run_stage
 from pipelines.config import Params, Table
 from pipelines.files import write_json
 from pipelines.page import csv_text
@@ -188,3 +188,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines import paths, tracking
-from pipelines.command import one_line_errors, stage_parser
+from pipelines.command import end_process, one_line_errors, stage_parser
 from pipelines.config import Params, load
 from pipelines.figures import Curve, Point, accuracy_figure, loss_figure, staleness_figure
 from pipelines.page import Picture, Section, csv_text, html_page, markdown_page
@@ -221,3 +221,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process()

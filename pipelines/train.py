@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import paths, tracking
 from pipelines.cluster import leave_cluster
-from pipelines.command import one_line_errors, stage_parser
+from pipelines.command import end_process, one_line_errors, stage_parser
 from pipelines.config import Params, load
 from pipelines.files import locked, read_json
 from pipelines.plan import Plan, make_plan
@@ -177,3 +177,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process()

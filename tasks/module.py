@@ -47,7 +47,7 @@ class TaskModule(pl.LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """The loss of one batch."""
-        torch.manual_seed(self.step_seed(self.optimizer.steps))
+        _generator(self.device).manual_seed(self.step_seed(self.optimizer.steps))
         outputs = self.net(distort(batch.images, batch.distortions))
         loss, metrics = self._loss(outputs, batch.targets)
         self.metrics = {"loss": loss.detach(), **metrics}
@@ -63,3 +63,13 @@ class TaskModule(pl.LightningModule):
         with torch.no_grad():
             metrics = self.task.batch_metrics(outputs.detach(), targets)
         return self.task.loss(outputs, targets), metrics
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """What dropout draws from on a device.
+
+    `torch.manual_seed` would seed them all, and where CUDA has not started keep each call, with its stack, for later.
+    """
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator

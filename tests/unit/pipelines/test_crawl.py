@@ -862,9 +862,9 @@ def test_each_part_is_told_where_there_is_no_terminal(server: Server, tmp_path: 
 
 
 MEMORY = """
-import resource, sys
 from pathlib import Path
 from pipelines.crawl import Crawl, Wanted, crawl
+from tests.memory import peak_kib
 def wanted(count):
     for number in range(count):
         yield Wanted(f"key-{number:09d}", tuple(f"http://host{number}.example/{k}.jpg" for k in "ab"), {})
@@ -872,7 +872,7 @@ options = Crawl(mirror="m.tar", connections=1, per_host=1, attempts=1, timeout_s
 for count in (4_000, 200_000):
     result = crawl(lambda: wanted(count), Path("crawled"), options, Path("m.tar"))
     assert result == {"wanted": count, "fetched": 0, "dead": {"not in the mirror": count}}, result
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_kib())
 """
 
 

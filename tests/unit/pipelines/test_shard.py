@@ -349,7 +349,7 @@ def test_a_full_disk_leaves_no_shards_and_the_next_run_goes_on(raw: Path, shards
 
 
 FLAT = """
-import io, json, resource, sys, tarfile
+import io, json, sys, tarfile
 from pathlib import Path
 sys.path[:0] = {path!r}
 import numpy as np, simplejpeg
@@ -357,6 +357,7 @@ from pipelines.archives import members, opened, read
 from pipelines.config import Sharding
 from pipelines.shard import write_shards
 from pipelines.sources.base import Place, Sample, Source
+from tests.memory import peak_kib
 
 folder, units, side = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 noise = np.random.default_rng(0).integers(0, 256, (200, 260, 3), dtype=np.uint8)
@@ -380,7 +381,7 @@ settings = Sharding(seed=0, samples_per_shard=50, stored_short_side=side, max_pi
                     bad_images="error", samples={{"train": 50 * units}})
 source = Source(lambda _: [], lambda *_: list(range(units)), samples)
 write_shards("flat", source, folder, folder / "out", settings, processes=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 50 * units * len(jpeg) // 1024)
+print(peak_kib(), 50 * units * len(jpeg) // 1024)
 """
 
 
