@@ -47,7 +47,7 @@ class TaskModule(pl.LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """The loss of one batch."""
-        _generator(self.device).manual_seed(self.step_seed(self.optimizer.steps))
+        _seed(self.device, self.step_seed(self.optimizer.steps))
         outputs = self.net(distort(batch.images, batch.distortions))
         loss, metrics = self._loss(outputs, batch.targets)
         self.metrics = {"loss": loss.detach(), **metrics}
@@ -65,11 +65,12 @@ class TaskModule(pl.LightningModule):
         return self.task.loss(outputs, targets), metrics
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """What dropout draws from on a device.
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from on a device, which is the current one where it is a GPU.
 
     `torch.manual_seed` would seed them all, and where CUDA has not started keep each call, with its stack, for later.
     """
     if device.type == "cuda":
-        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    return torch.default_generator
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
