@@ -55,7 +55,7 @@ class Sharding(Section):
 class Dataset(Section):
     """Where a data set comes from and what is made of it."""
 
-    origin: str
+    origin: str | None  # null: it is not given; whatever files and crawl say, nothing is fetched
     homepage: str
     files: dict[str, File]
     crawl: Crawl | None = None  # of the images that its lists ask for by URL; null: there are none
@@ -69,12 +69,33 @@ class Test(Section):
     split: str
 
 
+class Partition(Section):
+    """A partition of the Earth by PlaNet's rule: what it is made of, and how fine it is."""
+
+    dataset: str
+    split: str
+    split_above: Positive  # photos; a cell with more is split
+    keep_from: Positive  # photos; a cell with fewer is dropped
+
+
+class Cells(Section):
+    """The classes of a geolocation net, and what a class stands for."""
+
+    partition: str
+    position: Literal["mean", "centre"]  # of its training photos, or of the cell
+
+
 class Table(Section):
-    """A family of runs: the same task, the same data to learn from and to be tested on, and as many outputs."""
+    """A family of runs: the same task, the same data to learn from and to be tested on, and as many outputs.
+
+    further_tests: other test sets, whose metrics begin with their key here.
+    """
 
     task: str
     dataset: str
+    cells: Cells | None = None  # null: the classes are those of the data
     test: Test
+    further_tests: dict[str, Test] = {}
     num_outputs: Positive  # the paper's: what parameters are counted at
     runs: dict[str, dict[str, Any]]
 
@@ -98,6 +119,7 @@ class Scale(Section):
     """One block of knobs. Both scales have the same keys; the code never asks which one it has."""
 
     datasets: dict[str, Dataset]
+    partitions: dict[str, Partition] = {}
     recipes: dict[str, Recipe]
 
 
@@ -112,9 +134,15 @@ class Params(Section):
     def _is_consistent(self) -> Params:
         _one_of(self.scale, self.scales, "scale")
         for scale_name, scale in self.scales.items():
+            for name, partition in scale.partitions.items():
+                _one_of(partition.dataset, scale.datasets, f"scales.{scale_name}.partitions.{name}.dataset")
             for table_name, table in self.tables.items():
                 _one_of(table.dataset, scale.datasets, f"tables.{table_name}.dataset")
                 _one_of(table.test.dataset, scale.datasets, f"tables.{table_name}.test.dataset")
+                for key, test in table.further_tests.items():
+                    _one_of(test.dataset, scale.datasets, f"tables.{table_name}.further_tests.{key}.dataset")
+                if table.cells is not None:
+                    _one_of(table.cells.partition, scale.partitions, f"tables.{table_name}.cells.partition")
                 _one_of(table_name, scale.recipes, f"scales.{scale_name}.recipes: table")
                 for name in scale.recipes[table_name].runs:
                     _one_of(name, table.runs, f"scales.{scale_name}.recipes.{table_name}.runs: run")
@@ -131,6 +159,11 @@ class Params(Section):
         """The data set `name` at a scale, by default the one in force. Raises ValueError for an unknown name."""
         datasets = self.scales[self._scale(scale)].datasets
         return datasets[_one_of(name, datasets, "data set")]
+
+    def partition(self, name: str, scale: str | None = None) -> Partition:
+        """The partition `name` at a scale, by default the one in force. Raises ValueError for an unknown name."""
+        partitions = self.scales[self._scale(scale)].partitions
+        return partitions[_one_of(name, partitions, "partition")]
 
     def runs(self, table_name: str, scale: str | None = None) -> dict[str, Run]:
         """Every run of a table: the scale's defaults, then the table's row, then the scale's word on that row.

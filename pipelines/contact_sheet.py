@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.shards import read_index
+from pipelines.shards import read_given
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ def inspect(shards: Path, sheet: Path) -> None:
 
     from pipelines.training.reader import SplitReader
 
-    index = read_index(shards)
+    index = read_given(shards)
     strips = []
     for split, held in index.splits.items():
         reader = SplitReader(shards, split)

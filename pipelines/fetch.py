@@ -6,6 +6,8 @@ Where a file comes from is its URL, by default `<origin>/<name>`: `sample:` writ
 is linked to where it lies, anything else is downloaded. An archive that somebody put into the folder by hand is as good
 as a fetched one. Each verified file has `<name>.verified.json` beside it: as long as its size and time of change agree
 with that, it is neither fetched nor hashed again. `manifest.json`, which `shard` depends on, is written last.
+
+Of a data set whose origin is null, which is not given, no file and no image is fetched; its manifest says so.
 """
 
 from __future__ import annotations
@@ -26,12 +28,11 @@ from pipelines.command import run_stage
 from pipelines.config import Dataset, Params
 from pipelines.crawl import RECORD, crawl
 from pipelines.download import download, require_space
-from pipelines.files import digest, human, locked, read_json, write_json
+from pipelines.files import digest, human, locked, write_json
+from pipelines.manifest import MANIFEST, verification, verification_file
 from pipelines.paths import raw
 from pipelines.section import parsed
 from pipelines.sources import SOURCES
-
-MANIFEST = "manifest.json"
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +47,22 @@ class Archive(NamedTuple):
 
 
 def fetch(params: Params, scale: str, name: str) -> None:
-    """The stage: afterwards every archive of the data set `name` is there, verified, and listed in its manifest."""
+    """The stage: afterwards every archive of the data set `name` is there, verified, and listed in its manifest.
+
+    What an earlier run has fetched of one that is no longer given stays, for the day when it is given again.
+    """
     dataset = params.dataset(name, scale)
-    folder = raw(scale, name)
-    archives = [
-        Archive(folder / file, options.url or join(dataset.origin, file), options.bytes, options.checksum)
-        for file, options in sorted(dataset.files.items())
-    ]
+    folder, origin = raw(scale, name), dataset.origin
     with locked(folder):
         (folder / MANIFEST).unlink(missing_ok=True)  # it speaks of what was verified by this run
+        if origin is None:
+            write_json(folder / MANIFEST, {"dataset": name, "files": [], "given": False})
+            logger.info(f"{folder}: {name} is not given (origin: null), nothing was fetched")
+            return
+        archives = [
+            Archive(folder / file, options.url or join(origin, file), options.bytes, options.checksum)
+            for file, options in sorted(dataset.files.items())
+        ]
         files = fetch_archives(archives, dataset.homepage)
         images = fetch_images(name, dataset, folder.absolute())  # a cluster's workers have another folder
         write_json(folder / MANIFEST, {"dataset": name, "files": files, **images})
@@ -74,7 +82,7 @@ def fetch_archives(archives: list[Archive], homepage: str) -> list[dict[str, Any
         by_scheme.setdefault(scheme_of(archive.url), []).append(archive)
     for scheme, group in by_scheme.items():
         SCHEMES.get(scheme, _download)(group, homepage)
-    records = [(archive, _record(archive.path)) for archive in archives]
+    records = [(archive, verification(archive.path)) for archive in archives]
     return [
         {"name": archive.path.name, "bytes": record["bytes"], "checksum": record["checksum"]}
         for archive, record in records
@@ -199,13 +207,14 @@ def _shopping_list(archives: list[Archive], states: list[str], homepage: str) ->
         f"Get them from {homepage} and put them into {folders}, or say in params.yaml (origin) where they are."
     )
     lines.append("An origin that is a folder is only read: nothing was downloaded.")
+    lines.append("To go without this data set, let its origin be null.")
     return "\n".join(lines)
 
 
 def _keep_what_is_not_ours(archive: Archive) -> None:
     """Raises ValueError for a file that somebody put where another one shall go: it may be the only copy."""
     path = archive.path
-    made_here = scheme_of(_record(path).get("origin", "")) == "sample"
+    made_here = scheme_of(verification(path).get("origin", "")) == "sample"
     if path.is_file() and not path.is_symlink() and not made_here:
         raise ValueError(f"{path} would be replaced by that of {archive.url}; move it away first if it is not needed")
 
@@ -232,13 +241,13 @@ def _download(archives: list[Archive], _homepage: str) -> None:
 
 def _is_outdated(archive: Archive) -> bool:
     """Whether a file is known to come from elsewhere, and not known to be the same nevertheless."""
-    record = _record(archive.path)
+    record = verification(archive.path)
     is_same = archive.checksum is not None and archive.checksum == record.get("checksum")
     return bool(record) and record["origin"] != _origin(archive.url) and not is_same
 
 
 def _is_verified(archive: Archive) -> bool:
-    record = _record(archive.path)
+    record = verification(archive.path)
     if not record or not archive.path.is_file():
         return False
     status = archive.path.stat()
@@ -262,7 +271,7 @@ def _verify(archive: Archive, found: str | None = None) -> None:
         "checksum": found,
         "origin": _origin(archive.url),
     }
-    write_json(_sidecar(path), record)
+    write_json(verification_file(path), record)
 
 
 def _origin(url: str) -> str:
@@ -273,16 +282,6 @@ def _origin(url: str) -> str:
     for file in sorted(Path(samples.__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
     return f"{url}#{code.hexdigest()}"
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """What was written when the file at `path` was verified; empty if it never was."""
-    sidecar = _sidecar(path)
-    return dict(read_json(sidecar)) if sidecar.is_file() else {}
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.verified.json")
 
 
 SCHEMES = {"sample": _write_samples, "": _link, "file": _link}  # any other is for obstore

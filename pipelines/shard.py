@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipelines.command import one_line_errors, stage_parser
 from pipelines.config import Params, Sharding, load
 from pipelines.download import require_space
 from pipelines.files import locked, read_json, write_json
+from pipelines.manifest import MANIFEST, check_fetched
 from pipelines.pool import pool
 from pipelines.section import parsed
 from pipelines.shards import INDEX, Index, Shard, Split, read_index, write_shard
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).parent
 READING = ("archives", "checkup", "crawl", "crawl_part", "images", "matlab", "shard", "shards", "zips")
-MANIFEST = "manifest.json"  # what `fetch` leaves
 IDENTITY = "work.json"  # what an unfinished folder is made of
 T = TypeVar("T")
 
@@ -59,33 +59,24 @@ class Plan(NamedTuple):
 
 
 def shard(params: Params, scale: str, name: str) -> None:
-    """The stage: the fetched archives of a data set -> its folder of shards."""
-    settings = params.dataset(name, scale).shard
+    """The stage: the fetched archives of a data set -> its folder of shards; an index alone if it is not given."""
+    dataset = params.dataset(name, scale)
+    settings, is_given = dataset.shard, dataset.origin is not None
     if name not in SOURCES:
         raise ValueError(f"data set {name!r} has no source; there are: {', '.join(sorted(SOURCES))}")
     raw = paths.raw(scale, name)
-    check_fetched(raw, f"python -m pipelines.fetch {name} --scale {scale}")
+    check_fetched(raw, is_given, f"python -m pipelines.fetch {name} --scale {scale}")
     target = paths.shards(scale, name)
     with locked(target.parent):
+        if not is_given:
+            write_no_shards(name, raw, target, settings)
+            logger.info(f"{target}: {name} is not given (origin: null), there are no samples")
+            return
         _require_space(raw, target, settings)
         index = write_shards(name, SOURCES[name], raw, target, settings)
     for split, held in index.splits.items():
         logger.info(f"{target}: {held.samples} samples of {split} in {len(held.shards)} shards")
     logger.info(f"{target}: encoded anew {index.reencoded or 'none'}, skipped {index.skipped or 'none'}")
-
-
-def check_fetched(raw: Path, command: str) -> None:
-    """Pass if the archives of the manifest are there as they were verified. Raises ValueError that names the file."""
-    manifest = raw / MANIFEST
-    if not manifest.exists():
-        raise ValueError(f"{manifest} does not exist; make it with: {command}")
-    for file in read_json(manifest)["files"]:
-        path, record = raw / file["name"], raw / f"{file['name']}.verified.json"
-        size = path.stat().st_size if path.exists() else 0
-        if size != file["bytes"]:
-            raise ValueError(f"{path} has {size} bytes, {manifest} says {file['bytes']}; mend it with: {command}")
-        if not record.exists() or read_json(record)["mtime_ns"] != path.stat().st_mtime_ns:
-            raise ValueError(f"{path} was changed after it was verified; verify it again with: {command}")
 
 
 def _require_space(raw: Path, target: Path, settings: Sharding) -> None:
@@ -110,11 +101,23 @@ def write_shards(
     raw, target = raw.absolute(), target.absolute()  # workers may have another folder
     classes = source.classes(raw)
     units = source.units(raw, parsed(source.options, settings.options, "shard.options"))
+    fill = partial(_fill, dataset, source, units, classes, settings, processes)
+    return _write(target, _identity(dataset, raw, settings), fill)
+
+
+def write_no_shards(dataset: str, raw: Path, target: Path, settings: Sharding) -> Index:
+    """Write the index of a data set that is not given, which has no splits; `target` appears as with `write_shards`."""
+    index = Index(dataset, (), {}, {}, {})
+    return _write(target.absolute(), _identity(dataset, raw, settings), partial(_write_index, index))
+
+
+def _write(target: Path, identity: str, fill: Callable[[Path], None]) -> Index:
+    """Have the folder of the work filled, index last, where an earlier try has not done so, and move it to `target`."""
     part, old = _part(target), target.with_name(f"{target.name}.old")
-    _begin(part, _identity(dataset, raw, settings))
+    _begin(part, identity)
     _remove(old)  # of a run that was killed
     if not (part / INDEX).exists():
-        _fill(part, dataset, source, units, classes, settings, processes)
+        fill(part)
     index = _finish(part)
     if target.exists():
         target.rename(old)
@@ -124,13 +127,13 @@ def write_shards(
 
 
 def _fill(
-    part: Path,
     dataset: str,
     source: Source,
     units: list[Unit],
     classes: list[str],
     settings: Sharding,
     processes: int | None,
+    part: Path,
 ) -> None:
     """Write all shards, and the index when they are there."""
     spool = part / "spool"
@@ -145,7 +148,10 @@ def _fill(
     except ValueError:  # the next try will be about other archives or settings
         _remove(part)
         raise
-    index = Index(dataset, tuple(classes), _splits(entries, shards), skipped, reencoded)
+    _write_index(Index(dataset, tuple(classes), _splits(entries, shards), skipped, reencoded), part)
+
+
+def _write_index(index: Index, part: Path) -> None:
     fresh = part / f"{INDEX}.new"
     fresh.write_bytes(index.to_json())
     _flush(fresh)
@@ -210,6 +216,8 @@ def _gather(
                 f"data set {dataset}: the archives hold {found[split]} samples of split {split!r}, "
                 f"shard.samples in params.yaml says {settings.samples.get(split, 0)}"
             )
+    if not entries:  # an index without splits is that of a data set that is not given
+        raise ValueError(f"data set {dataset}: the archives hold no image that can be stored")
     together: dict[str, Entries] = {split: np.frombuffer(rows, ENTRY) for split, rows in sorted(entries.items())}
     return together, dict(sorted(skipped.items())), dict(sorted(reencoded.items()))
 

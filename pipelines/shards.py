@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import mmap
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +70,7 @@ class Index:
 
     dataset: str
     classes: tuple[str, ...]  # in label order; empty where a data set has none
-    splits: dict[str, Split]
+    splits: dict[str, Split]  # none: the data set is not given
     skipped: dict[str, Positive]
     reencoded: dict[str, Positive]
 
@@ -100,6 +102,38 @@ def read_index(folder: Path) -> Index:
     if index.to_json() != text:
         raise ValueError(f"{path} was edited: it is not in the form in which it is written")
     return index
+
+
+def read_given(folder: Path) -> Index:
+    """As `read_index`. Raises ValueError that says how to give it, too, for a data set that is not given."""
+    index = read_index(folder)
+    if not index.splits:
+        key = f"scales.{folder.absolute().parent.parent.name}.datasets.{index.dataset}.origin"  # see `paths.shards`
+        raise ValueError(
+            f"{folder} has no split: data set {index.dataset} is not given; say in params.yaml ({key}) where it is"
+        )
+    return index
+
+
+def read_split(folder: Path, split: str) -> Split:
+    """A split of the shards in `folder`. Raises ValueError that names those that there are, and as `read_given`."""
+    splits = read_given(folder).splits
+    if split not in splits:
+        raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(sorted(splits))}")
+    return splits[split]
+
+
+def read_fields(folder: Path, shard: Shard) -> Iterator[dict[str, Any]]:
+    """The JSON fields of each sample of a shard, in order. Raises as `verify`."""
+    verify(folder, shard)
+    offsets = np.load(folder / shard.offsets_name, allow_pickle=False)
+    columns = [OFFSETS.index(name) for name in ("fields_offset", "fields_bytes")]
+    with (
+        (folder / shard.name).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
+    ):
+        for start, size in offsets[:, columns].tolist():
+            yield json.loads(tar[start : start + size])
 
 
 def verify(folder: Path, shard: Shard) -> None:

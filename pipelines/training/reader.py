@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.shards import OFFSETS, read_index, verify
+from pipelines.shards import OFFSETS, read_split, verify
 from pipelines.training.decode import decode_crop
 from pipelines.training.order import balanced_stream, training_stream, uniforms
 from tasks.augment import (
@@ -161,11 +161,8 @@ class SplitReader:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        splits = read_index(folder).splits
-        if split not in splits:
-            raise ValueError(f"{folder} has no split {split!r}; there are: {', '.join(sorted(splits))}")
         self._folder = folder
-        self._shards = splits[split].shards
+        self._shards = read_split(folder, split).shards
         self.shard_sizes = tuple(shard.samples for shard in self._shards)
         self._starts = np.cumsum([0, *self.shard_sizes])
         self._offsets: list[Ints | None] = [None] * len(self._shards)

@@ -63,6 +63,8 @@ DATASET = ("scales", "paper", "datasets", "imagenet")
         ((*DATASET, "shard", "seed"), -1, "shard.seed: Input should be greater than or equal to 0 .given: -1."),
         ((*DATASET, "files", "ILSVRC2012_img_val.tar", "checksum"), "md5:12", "'md5:12' is not md5:<32 hex digits> or"),
         ((*DATASET, "shard", "bad_images"), "ignore", "bad_images: Input should be 'error' or 'skip'"),
+        ((*DATASET, "origin"), None, None),
+        ((*DATASET, "origin"), False, "imagenet.origin: Input should be a valid string .given: False."),
         (("tables", "imagenet", "dataset"), "imagenot", "tables.imagenet.dataset 'imagenot' is unknown"),
         (("tables", "imagenet", "num_outputs"), 0, "num_outputs: Input should be greater than 0 .given: 0."),
         (("tables", "imagenet", "test"), {"dataset": "imagenet"}, "tables.imagenet.test.split: Field required"),
@@ -90,6 +92,9 @@ def test_a_missing_key_is_named(tmp_path, tree):
     del broken["scales"]["paper"]["recipes"]["imagenet"]["defaults"]["batch_size"]
     with pytest.raises(ValueError, match="run imagenet_w100_r224: batch_size: Field required"):
         load(write(tmp_path, broken))
+    del tree["scales"]["paper"]["datasets"]["imagenet"]["origin"]
+    with pytest.raises(ValueError, match="scales.paper.datasets.imagenet.origin: Field required"):
+        load(write(tmp_path, tree))
 
 
 def test_a_key_that_comes_twice_is_named(tmp_path):

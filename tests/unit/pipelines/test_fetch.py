@@ -11,6 +11,8 @@ import yaml
 from pipelines import fetch as stage
 from pipelines.fetch import Archive, fetch_archives
 from pipelines.samples import SAMPLES
+from pipelines.sources import SOURCES
+from pipelines.sources.base import Source
 from tests.file_server import Served, serving
 
 HOME = "https://example.org/get"
@@ -49,7 +51,7 @@ def calls(monkeypatch):
     return calls
 
 
-def run(origin: str, stated: bool = True, urls: dict[str, str] | None = None) -> dict:
+def run(origin: str | None, stated: bool = True, urls: dict[str, str] | None = None, crawl: dict | None = None) -> dict:
     """Run the stage by its command line and return the manifest."""
     files = {
         name: {
@@ -61,7 +63,7 @@ def run(origin: str, stated: bool = True, urls: dict[str, str] | None = None) ->
     }
     shard = {"seed": 0, "samples_per_shard": 1, "stored_short_side": None, "max_pixels": 1, "max_bytes": 1}
     shard |= {"bad_images": "error", "samples": {}}
-    dataset = {"origin": origin, "homepage": HOME, "files": files, "shard": shard}
+    dataset = {"origin": origin, "homepage": HOME, "files": files, "crawl": crawl, "shard": shard}
     params = {"scale": "small", "tables": {}, "scales": {"small": {"datasets": {"toys": dataset}, "recipes": {}}}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     stage.main(["toys"])
@@ -315,6 +317,7 @@ def test_all_missing_archives_are_told_at_once(project, capsys):
         f"  b.tar  6.0 kB (5,994 bytes)  {checksum('b.tar')}  a partial copy: has 1,000 of 5,994 bytes",
         f"Get them from {HOME} and put them into {project}/archives, or say in params.yaml (origin) where they are.",
         "An origin that is a folder is only read: nothing was downloaded.",
+        "To go without this data set, let its origin be null.",
     ]
     place(project / "archives", {"a.tar": BODIES["a.tar"], "b.tar": BODIES["b.tar"] + b"x"})
     message = failure(capsys, "archives")
@@ -364,3 +367,33 @@ def test_real_archives_take_the_place_of_a_sample_and_back(calls, project, state
 def test_a_foreign_sidecar_is_named(server, capsys):
     place(FOLDER, {**BODIES, "a.tar.verified.json": b"{"})
     assert "a.tar.verified.json is not JSON" in failure(capsys, f"{server.url}/v1")
+
+
+NOT_GIVEN = {"dataset": "toys", "files": [], "given": False}
+
+
+def test_of_a_data_set_that_is_not_given_no_file_and_no_image_is_fetched(server, monkeypatch, caplog):
+    lists = []
+    source = Source(list, lambda *_: [], iter, wanted=lambda folder, _: iter(lists.append(folder) or ()))
+    monkeypatch.setitem(SOURCES, "toys", source)
+    crawl = {"mirror": None, "connections": 1, "per_host": 1, "attempts": 1, "timeout_seconds": 1, "max_bytes": 1}
+    values = {"urls": {"b.tar": f"{server.url}/v1/b.tar"}, "crawl": {**crawl, "part_size": 1}}
+    with caplog.at_level("INFO"):
+        assert run(None, **values) == NOT_GIVEN
+    assert (server.requests, lists) == ([], [])
+    assert {path.name for path in FOLDER.iterdir()} == {"manifest.json", ".lock"}
+    assert caplog.messages == [f"{FOLDER}: toys is not given (origin: null), nothing was fetched"]
+    assert run(f"{server.url}/v1", **values)["crawl"]["wanted"] == 0  # where it is given, both are
+    assert len(server.requests) >= len(BODIES)
+    assert lists
+
+
+def test_archives_outlive_that_their_data_set_is_not_given(server):
+    manifest = run(f"{server.url}/v1")
+    before = {path: path.stat() for path in FOLDER.iterdir() if path.name.startswith(("a.tar", "b.tar"))}
+    server.requests.clear()
+    assert run(None) == NOT_GIVEN
+    assert run(f"{server.url}/v1") == manifest
+    assert {path: path.stat() for path in before} == before
+    assert len(before) == 4
+    assert server.requests == []

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,11 @@ import simplejpeg
 from PIL import Image
 
 from pipelines import shard
+from pipelines.manifest import check_fetched
 from pipelines.samples import SAMPLES
 from pipelines.samples.drawing import HUES
-from pipelines.shard import check_fetched, main, write_shards
-from pipelines.shards import INDEX, Index, read_index, verify
+from pipelines.shard import main, write_shards
+from pipelines.shards import INDEX, Index, read_index, read_split, verify
 from pipelines.sources import SOURCES
 from pipelines.sources.base import NoOptions, Sample, Source
 from tests.sharding import digests, settings, stored
@@ -182,6 +184,12 @@ def test_another_number_of_samples_is_an_error(raw: Path, tmp_path: Path, sample
     with pytest.raises(ValueError, match=says):
         write_shards("imagenet", IMAGENET, raw, tmp_path / "out", settings(samples), processes=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_without_one_image_to_store_are_not_taken_for_a_data_set_that_is_not_given(tmp_path: Path) -> None:
+    source = Source(lambda _: [], lambda *_: [0], lambda _: iter([Sample("train", "0.jpg", b"", {})]))
+    with pytest.raises(ValueError, match="data set toy: the archives hold no image that can be stored"):
+        write_shards("toy", source, tmp_path, tmp_path / "out", settings({"train": 1}, bad_images="skip"), processes=1)
 
 
 def test_a_failure_leaves_the_former_shards_and_success_replaces_them(raw: Path, shards: Path, tmp_path: Path) -> None:
@@ -446,7 +454,7 @@ def test_the_stage_shards_what_was_fetched(
         (raw / f"{file['name']}.verified.json").write_text(json.dumps(times))
     assert f"more.tar has 0 bytes, data/sample/raw/imagenet/manifest.json says 5; mend it with: {again}" in fails()
     (raw / "manifest.json").write_text(json.dumps({"files": listed}))
-    check_fetched(raw, again)
+    check_fetched(raw, True, again)
     record = raw / f"{listed[0]['name']}.verified.json"
     record.write_text(json.dumps({"mtime_ns": times["mtime_ns"] + 1}))
     assert f"was changed after it was verified; verify it again with: {again}" in fails()
@@ -456,3 +464,74 @@ def test_the_stage_shards_what_was_fetched(
     with pytest.raises(SystemExit):
         main(["unheard"])
     assert "data set 'unheard' has no source; there are: celeba, coco" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Runs the stage for an origin and a manifest, and returns what it logs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    caplog.set_level("INFO")
+
+    def run(origin: str, manifest: dict, *options: str) -> list[str]:
+        Path("params.yaml").write_text(PARAMS.replace('"sample:imagenet"', origin))
+        folder = Path("data/sample/raw/imagenet")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        caplog.clear()
+        main(["imagenet", *options])
+        return caplog.messages
+
+    return run
+
+
+SHARDS = Path("data/sample/shards/imagenet")
+NOT_GIVEN = {"dataset": "imagenet", "files": [], "given": False}
+
+
+def test_shards_of_a_data_set_come_and_go_with_its_origin(raw: Path, shards: Path, stage) -> None:
+    folder = Path("data/sample/raw/imagenet")
+    assert stage("null", NOT_GIVEN) == [f"{SHARDS}: imagenet is not given (origin: null), there are no samples"]
+    assert [path.name for path in SHARDS.iterdir()] == [INDEX]  # and there were no archives that it could have read
+    assert read_index(SHARDS) == Index("imagenet", (), {}, {}, {})
+    shutil.copytree(raw, folder, dirs_exist_ok=True)
+    stage("somewhere", {"files": []})
+    assert digests(SHARDS) == digests(shards)
+
+    def stop(part: Path) -> Index:
+        raise OSError("no space")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(shard, "_finish", stop)
+        shard.write_no_shards("imagenet", folder, SHARDS, settings(COUNTS))
+    assert digests(SHARDS) == digests(shards)
+    stage("null", NOT_GIVEN)
+    assert [path.name for path in SHARDS.iterdir()] == [INDEX]
+    stage("somewhere", {"files": []})
+    assert digests(SHARDS) == digests(shards)
+    assert {path.name for path in SHARDS.parent.iterdir()} == {"imagenet", ".lock"}
+
+
+def test_who_wants_samples_of_a_data_set_that_is_not_given_is_told_the_key(stage, capsys) -> None:
+    stage("null", NOT_GIVEN)
+    says = (
+        f"{SHARDS} has no split: data set imagenet is not given; "
+        "say in params.yaml (scales.sample.datasets.imagenet.origin) where it is"
+    )
+    with pytest.raises(ValueError, match=re.escape(says)):
+        read_split(SHARDS, "val")
+    with pytest.raises(SystemExit):
+        stage("null", NOT_GIVEN, "--inspect")
+    assert capsys.readouterr().err == f"error: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("origin", "manifest", "was"),
+    [("null", {"files": []}, "was not null yet"), ("somewhere", NOT_GIVEN, "was null")],
+)
+def test_a_manifest_of_the_time_before_the_origin_was_changed_is_refused(stage, capsys, origin, manifest, was) -> None:
+    with pytest.raises(SystemExit):
+        stage(origin, manifest)
+    message = f"manifest.json is of the time when the origin in params.yaml {was}; make it anew with: python -m "
+    assert f"{message}pipelines.fetch imagenet --scale sample\n" in capsys.readouterr().err
+    assert not SHARDS.exists()
