@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import paths, tracking
+from pipelines import cell_table, paths, tracking
 from pipelines.command import end_process, run_stage
 from pipelines.config import Params, Table
 from pipelines.files import write_json
@@ -25,63 +26,115 @@ from pipelines.training.run import Run
 if TYPE_CHECKING:
     from pipelines.pictures import Details, Images
     from pipelines.training.reader import SplitReader
-    from tasks.base import Evaluation, Pairs, TestSet
+    from tasks.base import Evaluation, Pairs, Places, TestSet
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64
 PICTURE_SIZE = 96  # side of the images in pictures, px
 
 
+@dataclass(frozen=True)
+class TestData:
+    """A test set as it lies on the disk. name: what its metrics begin with; "" for the table's own."""
+
+    name: str
+    dataset: str
+    split: str
+    shards: Path
+    index: Index
+    reader: SplitReader
+    test_set: TestSet
+
+    def prefixed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values under the names that they have in metrics.json."""
+        return {f"{self.name}_{key}" if self.name else key: value for key, value in values.items()}
+
+
 def evaluate(params: Params, scale: str, table_name: str) -> None:
     """Evaluate all runs of a table, write what they reached and tell MLflow."""
     runs = params.runs(table_name, scale)
     table = params.tables[table_name]
-    shards = paths.shards(scale, table.test.dataset)
-    index = read_index(shards)
+    own, *further = read_tests(params, scale, table_name)
     results = paths.results(scale, table_name)
     records = {name: trained(params, scale, name) for name in runs}
 
     from pipelines.pictures import details
     from pipelines.training.job import counts
-    from pipelines.training.reader import SplitReader
-    from tasks.base import TestSet
 
-    reader = SplitReader(shards, table.test.split)
-    test_set = TestSet(index.classes, read_pairs(paths.raw(scale, table.test.dataset), index.dataset, reader))
     fresh = results / ".evaluation.fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     measured, spools = {}, []
     for name, run in runs.items():
-        weights = row_folder(params, scale, name) / "weights.pt"
-        evaluation = _evaluation(run, weights, records[name], shards, table.test.split, test_set)
-        metrics = evaluation.metrics
-        assert metrics["samples"] == index.splits[table.test.split].samples, (
-            f"{metrics['samples']} samples were evaluated"
-        )
+        weights, record = row_folder(params, scale, name) / "weights.pt", records[name]
+        evaluation = _evaluation(run, weights, record, own)
+        metrics = {**evaluation.metrics}
+        for data in further:
+            metrics |= data.prefixed(_evaluation(run, weights, record, data).metrics)
+        tested = {key: value for data in (own, *further) for key, value in data.prefixed(_tested_on(data)).items()}
         counted = counts(run, table.num_outputs)
-        measured[name] = {**_described(run, records[name]), **counted, **_data(table, records[name], index), **metrics}
-        drawn = write_details(details(run.task, evaluation, test_set, _images(reader)), fresh / name)
-        spools.append(paths.spool(scale, name, records[name]["fingerprint"]))
+        measured[name] = {**_described(run, record), **counted, **_data(table, record), **tested, **metrics}
+        drawn = write_details(details(run.task, evaluation, own.test_set, _images(own.reader)), fresh / name)
+        spools.append(paths.spool(scale, name, record["fingerprint"]))
         tracking.log_evaluation(spools[-1], metrics, drawn)
-        shown = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if isinstance(value, float))
-        log.info("%s: %s", name, shown)
+        log.info("%s: %s", name, _shown(evaluation.metrics))
     shutil.rmtree(results / "evaluation", ignore_errors=True)
     fresh.replace(results / "evaluation")
     write_json(results / "metrics.json", {"scale": scale, "table": table_name, "runs": measured})
     tracking.send(spools)
 
 
-def _data(table: Table, record: dict[str, Any], index: Index) -> dict[str, Any]:
-    """What a run learned from and was tested on."""
+def read_tests(params: Params, scale: str, table_name: str) -> list[TestData]:
+    """The test sets of a table, its own first; of the further ones those that are given."""
+    from pipelines.training.reader import SplitReader
+    from tasks.base import TestSet
+
+    table = params.tables[table_name]
+    places = None if table.cells is None else _places(paths.cells(scale, table.cells.partition), table.cells.position)
+    found = []
+    for name, test in {"": table.test, **table.further_tests}.items():
+        shards = paths.shards(scale, test.dataset)
+        index = read_index(shards)
+        if name and not index.splits:
+            log.warning("%s is not given: %s goes without it", test.dataset, table_name)
+            continue
+        reader = SplitReader(shards, test.split)
+        classes = cell_table.classes(params, scale, table_name, index)
+        pairs = read_pairs(paths.raw(scale, test.dataset), index.dataset, reader)
+        test_set = TestSet(classes, pairs, places)
+        found.append(TestData(name, test.dataset, test.split, shards, index, reader, test_set))
+    return found
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    """The metrics in a line, without the ends of their intervals."""
+    ends = ("_low", "_high")
+    shown = {key: value for key, value in metrics.items() if isinstance(value, float) and not key.endswith(ends)}
+    return ", ".join(f"{key} {value:.3f}" for key, value in shown.items())
+
+
+def _places(folder: Path, position: str) -> Places:
+    from tasks.base import Places
+
+    table = cell_table.read_cells(folder)
+    return Places(table.positions[position], table.photos)
+
+
+def _data(table: Table, record: dict[str, Any]) -> dict[str, Any]:
+    """What a run learned from."""
     return {
         "dataset": table.dataset,
         "data_digest": record["data_digest"],
         "num_outputs": record["num_outputs"],
-        "test_dataset": table.test.dataset,
-        "test_split": table.test.split,
-        "test_digest": index.digest,
-        "num_classes": len(index.classes),
-        "eval_samples": index.splits[table.test.split].samples,
+    }
+
+
+def _tested_on(data: TestData) -> dict[str, Any]:
+    return {
+        "test_dataset": data.dataset,
+        "test_split": data.split,
+        "test_digest": data.index.digest,
+        "num_classes": len(data.index.classes),
+        "eval_samples": data.index.splits[data.split].samples,
     }
 
 
@@ -104,9 +157,7 @@ def read_pairs(raw: Path, dataset: str, reader: SplitReader) -> Pairs | None:
     return Pairs(np.array(first), np.array(second), np.array(same), np.array(fold))
 
 
-def _evaluation(
-    run: Run, weights: Path, record: dict[str, Any], shards: Path, split: str, test_set: TestSet
-) -> Evaluation:
+def _evaluation(run: Run, weights: Path, record: dict[str, Any], data: TestData) -> Evaluation:
     import torch
 
     from pipelines.training.job import net_spec
@@ -116,25 +167,28 @@ def _evaluation(
     from tasks.base import evaluate as evaluate_net
     from tasks.nets import build
 
-    task, num_outputs = TASKS[run.task], record["num_outputs"]
-    if task.by_class and num_outputs != len(test_set.classes):
-        raise ValueError(f"{weights}: the net has {num_outputs} outputs, {shards} has {len(test_set.classes)} classes")
-    for number, (learned, tested) in enumerate(zip(record["classes"], test_set.classes, strict=False)):
+    task, num_outputs, classes = TASKS[run.task], record["num_outputs"], data.test_set.classes
+    if task.by_class and num_outputs != len(classes):
+        raise ValueError(f"{weights}: the net has {num_outputs} outputs, {data.shards} has {len(classes)} classes")
+    for number, (learned, tested) in enumerate(zip(record["classes"], classes, strict=False)):
         if task.by_class and learned != tested:
-            raise ValueError(f"{weights}: the net means {learned!r} by its output {number}, {shards} {tested!r}")
+            raise ValueError(f"{weights}: the net means {learned!r} by its output {number}, {data.shards} {tested!r}")
     net = build(net_spec(run, num_outputs))
     net.load_state_dict(load_snapshot(weights))
     batches = evaluation_batches(
-        shards,
-        split,
+        data.shards,
+        data.split,
         size=run.input_size,
         batch_size=BATCH_SIZE,
         central_fraction=run.augment.central_fraction,
         antialias=run.augment.antialias,
         threads=run.decode_threads,
-        targets=task.collate,
+        targets=task.collator(classes),
     )
-    return evaluate_net(task, net, batches, test_set, "cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = evaluate_net(task, net, batches, data.test_set, "cuda" if torch.cuda.is_available() else "cpu")
+    samples = evaluation.metrics["samples"]
+    assert samples == data.index.splits[data.split].samples, f"{samples} samples were evaluated"
+    return evaluation
 
 
 def _images(reader: SplitReader) -> Images:

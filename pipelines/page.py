@@ -76,6 +76,7 @@ def _picture_blocks(picture: Picture) -> list[str]:
 def _table_blocks(table: Table) -> list[str]:
     notes = [
         *(f"- In our results: {comparison}" for comparison in table.comparisons),
+        *(f"- As printed: {comparison}" for comparison in table.printed_comparisons),
         *(f"- Slip of the paper: {slip}" for slip in table.slips),
         *(f"- {note}" for note in table.notes),
     ]

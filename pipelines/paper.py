@@ -22,15 +22,21 @@ class Data(Section):
     eval_samples: int
     source: str = "the paper"  # whose these counts are
     unlike: str = ""  # a sentence; empty where accuracies can be compared
+    part: str = ""  # what the names of its metrics begin with, where it is not the first test set of its runs
 
 
 class Column(Section):
-    """One published quantity, or one of ours alone; its key is the key of `metrics.json`."""
+    """One published quantity, or one of ours alone; its key is the key of `metrics.json`, unless `metric` is."""
 
     title: str
-    kind: Literal["proportion", "measured", "counted", "quoted", "ours"]
+    kind: Literal["proportion", "share", "measured", "counted", "quoted", "ours"]
+    metric: str = ""
     unit: Decimal  # a printed number times this is in the units of metrics.json
     decimals: int  # that ours is shown with
+
+    def in_units(self, value: float) -> Decimal:
+        """A number of metrics.json as the column shows it."""
+        return Decimal(str(value)) / self.unit
 
 
 class CountedNet(Section):
@@ -44,20 +50,26 @@ class CountedNet(Section):
 
 
 class Row(Section):
-    """A net of a published table: our run of it, or its count alone, and the numbers as printed.
+    """A net of a published table: our run of it, or its count alone, and the numbers as printed; or those alone.
 
-    A column left out of `published` was not printed.
+    A column left out of `published` was not printed. A row with a `part` shows those metrics of its run whose names
+    begin with it, and no cost: that is in the run's own row.
     """
 
     label: str
     run: str | None = None
+    part: str = ""
     net: CountedNet | None = None
     published: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Row:
-        if (self.run is None) == (self.net is None):
+        if self.run is not None and self.net is not None:
             raise ValueError(f"row {self.label!r} must have either run or net")
+        if self.run is None and self.net is None and not self.published:
+            raise ValueError(f"row {self.label!r} must have run, net or published")
+        if self.part and self.run is None:
+            raise ValueError(f"row {self.label!r} has a part, but no run that it is of")
         return self
 
     @property
@@ -76,13 +88,14 @@ class Published(Section):
 
 
 class Runs(Published):
-    """Rows that were trained: Tables 4 to 10, 12 and 14."""
+    """Rows that were trained: Tables 4 to 12 and 14."""
 
     kind: Literal["runs"]
     data: str  # what the accuracies are of
     columns: tuple[str, ...]  # the accuracy first
     rows: tuple[Row, ...]
     compare: tuple[tuple[str, str], ...] = ()  # two of our runs each, the first less the second
+    compare_printed: tuple[tuple[str, str], ...] = ()  # the same of printed shares: labels of rows
     pictures: str | None = None  # the run whose evaluation pictures are shown
 
 

@@ -18,6 +18,11 @@ def shards(scale: str, dataset: str) -> Path:
     return DATA / scale / "shards" / dataset
 
 
+def cells(scale: str, name: str) -> Path:
+    """A partition of the Earth: `cells.csv` and a map of it."""
+    return DATA / scale / "cells" / name
+
+
 def contact_sheet(scale: str, dataset: str) -> Path:
     """A picture of what the shards hold."""
     return DATA / scale / "contact_sheets" / f"{dataset}.png"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipelines import paths
+from pipelines import cell_table, paths
 from pipelines.config import Params
 from pipelines.files import digest
-from pipelines.shards import Index, read_index
+from pipelines.shards import Index, read_given
 from pipelines.training import rows
 from pipelines.training.run import Run
 
@@ -30,6 +30,7 @@ CODE = ("pipelines/training", "tasks")
 SHARDS = Path("pipelines/shards.py")
 HARMLESS = {
     *(Path("tasks/nets/complexity.py"), Path("tasks/verification.py"), Path("tasks/average_precision.py")),
+    *(Path("tasks/place_errors.py"), Path("tasks/bootstrap.py")),
     Path("pipelines/training/run.py"),
     *(Path("pipelines/training/rows.py"), Path("pipelines/training/curve.py")),
 }
@@ -37,7 +38,10 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A table's runs at one scale, those that others need first, with the data that they learn from."""
+    """A table's runs at one scale, those that others need first, with the data that they learn from.
+
+    classes: what the outputs of its nets mean, in order; empty where nothing is labelled.
+    """
 
     params: Params
     scale: str
@@ -45,6 +49,7 @@ class Plan:
     runs: Mapping[str, Run]
     shards: Path
     index: Index
+    classes: tuple[str, ...]
     code: str
 
     def folder(self, name: str) -> Path:
@@ -61,6 +66,7 @@ class Plan:
             run=run.identity(),
             outputs=self.params.tables[self.table].num_outputs,
             data=self.index.digest,
+            classes=self.classes,
             code=self.code,
             origins=origins,
         )
@@ -99,9 +105,9 @@ class Plan:
         for key, wanted in run.origins.items():
             origin, outputs = self._origin(wanted), self.num_outputs
             if key == "teacher":
-                check_teacher(run, outputs, self.index.classes, origin)
+                check_teacher(run, outputs, self.classes, origin)
             else:
-                initial(run, net_spec(run, outputs), self.index.classes, origin)
+                initial(run, net_spec(run, outputs), self.classes, origin)
 
     def _check_net(self, run: Run) -> None:
         import torch
@@ -126,7 +132,7 @@ class Plan:
         _, fields = next(SplitReader(self.shards, SPLIT).read(np.zeros(1, np.int64)))
         if run.images_per_identity and "identity" not in fields:
             raise ValueError(f"images_per_identity is set, but {self.shards} has no identities")
-        if run.teacher is None and not task.collate([fields]):
+        if run.teacher is None and not task.collator(self.classes)([fields]):
             raise ValueError(f"{self.shards} has no labels for task {task.name}; it needs a teacher")
         if run.teacher is None and task.by_identity and run.images_per_identity is None:
             raise ValueError(f"task {task.name} compares images of one person: set images_per_identity, or a teacher")
@@ -149,17 +155,18 @@ class Plan:
             folder=(paths.work(self.scale) / unique).resolve(),
             num_samples=self.index.splits[SPLIT].samples,
             num_outputs=self.num_outputs,
-            initial=start and initial(run, spec, self.index.classes, start),
+            initial=start and initial(run, spec, self.classes, start),
             teacher=teacher and make_teacher(teacher, self._predictions(run, teacher)),
+            classes=self.classes,
         )
 
     @property
     def num_outputs(self) -> int:
-        """Of the table's nets: one for each class that the data have, or as many as the table says."""
+        """Of the table's nets: one for each class that there is, or as many as the table says."""
         from tasks import TASKS
 
         table = self.params.tables[self.table]
-        return len(self.index.classes) if TASKS[table.task].by_class and self.index.classes else table.num_outputs
+        return len(self.classes) if TASKS[table.task].by_class and self.classes else table.num_outputs
 
     def _run(self, name: str) -> Run:
         table = self.params.table_of(name)
@@ -176,7 +183,7 @@ class Plan:
         weights = self._weights(name)
         if name in self.runs:
             spec = net_spec(self.runs[name], self.num_outputs)
-            return Origin(name, weights, spec, self.runs[name], self.index.classes)
+            return Origin(name, weights, spec, self.runs[name], self.classes)
         if self.params.table_of(name) is None:
             return Origin(name, weights)
         record, origin = trained(self.params, self.scale, name), self._run(name)
@@ -227,7 +234,9 @@ def make_plan(params: Params, scale: str, table: str, only: str | None = None) -
     shards = paths.shards(scale, params.tables[table].dataset)
     python = {path for folder in CODE for path in Path(folder).rglob("*.py")} | {SHARDS}
     code = rows.code_digest(python - HARMLESS)
-    return Plan(params, scale, table, planned, shards, read_index(shards), code)
+    index = read_given(shards)
+    classes = tuple(cell_table.classes(params, scale, table, index))
+    return Plan(params, scale, table, planned, shards, index, classes, code)
 
 
 def _closure(name: str, needs: Mapping[str, list[str]]) -> set[str]:
@@ -250,12 +259,15 @@ def trained(params: Params, scale: str, name: str) -> dict[str, Any]:
     assert table is not None, name
     folder = row_folder(params, scale, name)
     record = rows.read_record(folder)
+    index = read_given(paths.shards(scale, params.tables[table].dataset))
     if record is None:
         found = "there is no such run"
-    elif record["data_digest"] != read_index(paths.shards(scale, params.tables[table].dataset)).digest:
+    elif record["data_digest"] != index.digest:
         found = "it was trained on other shards"
     elif not _is_of(params.runs(table, scale)[name], record):
         found = "it was trained with other params"
+    elif params.tables[table].cells and record["classes"] != list(cell_table.classes(params, scale, table, index)):
+        found = "it was trained for other cells"
     else:
         return record
     raise ValueError(f"{folder}: {found}; run: python -m pipelines.train {table} --scale {scale}")

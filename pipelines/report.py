@@ -11,20 +11,23 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines import paths, tracking
 from pipelines.command import end_process, one_line_errors, stage_parser
+from pipelines.comparisons import comparisons, data_statement, departures, printed_comparisons, results_of
 from pipelines.config import Params, load
 from pipelines.figures import Curve, Point, accuracy_figure, loss_figure, staleness_figure
 from pipelines.page import Picture, Section, csv_text, html_page, markdown_page
 from pipelines.paper import Figure, Paper, Runs, load_paper
 from pipelines.report_data import Inputs, Losses, read_inputs
-from pipelines.tables import Record, Result, Table, data_statement, departures, results_of, runs_table, training_table
+from pipelines.tables import Record, Result, Table, runs_table, training_table
 
 log = logging.getLogger(__name__)
 DVC_METRICS = (  # columns of `dvc metrics show`, each where a run has it
     *("top1", "top1_low", "top1_high", "top5", "mean_per_class"),
+    *("within_1", "within_25", "within_200", "within_750", "within_2500", "median_km"),
     *("mean_ap", "mean_ap_low", "mean_ap_high"),
     *("tar", "tar_low", "tar_high", "pair_accuracy", "eer"),
     *("mult_adds", "parameters"),
@@ -67,12 +70,16 @@ def published_tables(paper: Paper, inputs: Inputs) -> dict[str, Table]:
     rows = [row for table in paper.runs.values() for row in table.rows]
     counted = {row.key: net_cost(row.net) for row in rows if row.net is not None}
     results = {**inputs.results, **counted}
-    return {
-        name: runs_table(name, table, paper, inputs.scale, results)
-        if isinstance(table, Runs)
-        else cost_table(name, table)
-        for name, table in paper.tables.items()
-    }
+    tables = {}
+    for name, table in paper.tables.items():
+        if not isinstance(table, Runs):
+            tables[name] = cost_table(name, table)
+            continue
+        compared = comparisons(table, paper, inputs.results, inputs.errors)
+        printed = printed_comparisons(table, paper)
+        found = runs_table(name, table, paper, inputs.scale, results)
+        tables[name] = replace(found, comparisons=compared, printed_comparisons=printed)
+    return tables
 
 
 def paper_section(title: str, paper: Paper, inputs: Inputs, tables: Mapping[str, Table]) -> Section:
@@ -121,7 +128,7 @@ def evaluation_pictures(name: str, paper: Paper, inputs: Inputs) -> list[Picture
     if table.pictures is None or table.pictures not in inputs.results:
         return []
     statement = data_statement(inputs.scale, [inputs.results[table.pictures]], paper.data[table.data])
-    label = next(row.label for row in table.rows if row.run == table.pictures)
+    label = next(row.label for row in table.rows if row.run == table.pictures and not row.part)
     of = f"{table.title.split('. ')[0]}, {label}"
     return [
         picture._replace(name=f"{name}_{picture.name}", title=f"{picture.title}. {of}", statement=statement)
@@ -179,7 +186,8 @@ def shards_of(results: Mapping[str, Result]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for result in results.values():
         found.setdefault(result["dataset"], set()).add(result["data_digest"])
-        found.setdefault(result["test_dataset"], set()).add(result["test_digest"])
+        for key in (key for key in result if key.endswith("test_dataset")):  # one of each test set
+            found.setdefault(result[key], set()).add(result[f"{key.removesuffix('dataset')}digest"])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from pipelines import paths
+from pipelines.comparisons import Kilometres
 from pipelines.config import Params
 from pipelines.page import Picture
 from pipelines.tables import Result
@@ -39,6 +43,10 @@ class Inputs:
     def pictures(self, run: str) -> list[Picture]:
         """A run's evaluation pictures under the names that `evaluate` gave them; none where it was not run."""
         return read_pictures(self.scale, self.table_of[run], run) if run in self.results else []
+
+    def errors(self, run: str) -> Kilometres:
+        """How far from the truth a run that was evaluated places each test photo."""
+        return read_errors(self.scale, self.table_of[run], run, self.results[run]["samples"])
 
 
 def read_inputs(params: Params, scale: str) -> Inputs:
@@ -109,6 +117,24 @@ def read_pictures(scale: str, table: str, run: str) -> list[Picture]:
         return [Picture(**entry, statement="", files=_picture_files(folder / entry["name"])) for entry in words]
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} does not exist; make it with: {_evaluate(scale, table)}") from None
+
+
+def read_errors(scale: str, table: str, run: str, samples: int) -> Kilometres:
+    """(samples,) the errors of a geolocation run, in the order of evaluation, which is the same for all runs.
+
+    Raises ValueError that names the file, where it is missing or of other photos, and the command that makes it.
+    """
+    path = paths.results(scale, table) / "evaluation" / run / "photos.csv"
+    try:
+        with path.open(newline="") as file:
+            errors = [float(row["error_km"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; make it with: {_evaluate(scale, table)}") from None
+    if len(errors) != samples:
+        raise ValueError(
+            f"{path} has {len(errors)} photos, metrics.json {samples}; make it again with: {_evaluate(scale, table)}"
+        )
+    return np.array(errors)
 
 
 def _picture_files(stem: Path) -> dict[str, bytes]:

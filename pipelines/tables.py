@@ -1,7 +1,6 @@
 """`paper.yaml` and the results of runs -> the tables of the report: the paper's number beside ours, row by row.
 
 Every kind of table ends as the same plain record, `Table`, which `pipelines.report` writes as HTML, Markdown and CSV.
-Whether an accuracy can be compared with the paper's is read from what was evaluated, never from the scale's name.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from pipelines.comparisons import data_statement, departures, on_test_set, part_of, results_of
 from pipelines.paper import Column, Data, Paper, Row, Runs
 
 Result = Mapping[str, Any]  # what metrics.json says of one run
@@ -30,15 +30,20 @@ KINDS = {
     "proportion": Kind(
         ("paper", "ours", "95 % interval", "correct", "difference"), ("", "_low", "_high", "_correct")
     ),
+    # The same where there are many beside each other.
+    "share": Kind(("paper", "ours", "photos, interval"), ("", "_low", "_high", "_correct")),
     "measured": Kind(("paper", "ours", "95 % interval", "difference"), ("", "_low", "_high")),
     "counted": Kind(("paper", "ours", "difference"), ("",)),
     "quoted": Kind(("",), ()),
     "ours": Kind(("ours",), ("",)),
 }  # fmt: skip
+OF_DATA = ("proportion", "share", "measured")  # kinds
 
 
 class Cell(NamedTuple):
-    """A value as it is shown. `mark` says how it stands to the paper's: same, differs, apart (other data), missing."""
+    """A value as it is shown. `mark` says how it stands to the paper's: same, differs, apart (other data), missing; or
+    that it may take two lines: long.
+    """
 
     text: str
     mark: str = ""
@@ -46,6 +51,7 @@ class Cell(NamedTuple):
 
 NOT_PRINTED = Cell("-", "missing")
 NOT_RUN = Cell("not run", "missing")
+NOT_GIVEN = Cell("not given", "missing")  # the test set
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Table:
     records: Sequence[Record]
     statement: str = ""  # what data the accuracies are of
     comparisons: Sequence[str] = ()  # of our rows with each other
+    printed_comparisons: Sequence[str] = ()  # of the paper's
     slips: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -73,6 +80,14 @@ class Table:
         return {i for i in range(1, len(self.header)) if self.header[i][0] != self.header[i - 1][0]}
 
 
+class _Ours(NamedTuple):
+    """What a row has of ours. `missing`: what it shows in place of a result."""
+
+    result: Result | None
+    missing: Cell
+    comparable: bool
+
+
 def runs_table(name: str, table: Runs, paper: Paper, scale: str, results: Mapping[str, Result]) -> Table:
     """The rows of a published table, each beside our run of it; a run that `results` lacks is shown as not run.
 
@@ -80,81 +95,98 @@ def runs_table(name: str, table: Runs, paper: Paper, scale: str, results: Mappin
     """
     columns = {key: paper.columns[key] for key in table.columns}
     data = paper.data[table.data]
+    of_data = any(column.kind in OF_DATA for column in columns.values())
+    parts = {key: _parts(key, column, table) for key, column in columns.items()}
+    in_parts = any(row.part for row in table.rows)
     rows, records = [], []
     for row in table.rows:
-        result = results.get(row.key)
-        trained = result if row.run else None
-        comparable = trained is not None and not data.unlike and not departures([trained], data)
+        ours = _ours(row, data, results)
         cells, record = [Cell(row.label)], Record(model=row.label, run=row.run)
+        if in_parts:
+            record["part"] = row.part
         for key, column in columns.items():
-            cells += _cells(key, column, row, result, comparable)
-            record |= _unrounded(key, column, row, result)
+            cells += _cells(key, column, parts[key], row, ours)
+            record |= _unrounded(key, column, parts[key], row, ours.result)
         rows.append(cells)
-        samples = trained["samples"] if trained else None
-        records.append(record | {"samples": samples, "comparable": str(comparable).lower()})
-    header = [
-        ("", "Model"),
-        *((column.title, part) for column in columns.values() for part in KINDS[column.kind].parts),
-    ]
-    statement = data_statement(scale, results_of(table, results), data)
-    compared = comparisons(table, paper, results)
-    return Table(name, table.title, header, rows, records, statement, compared, table.slips, table.notes)
+        if of_data:
+            samples = ours.result["samples"] if row.run and ours.result else None
+            record |= {"samples": samples, "comparable": str(ours.comparable).lower()}
+        records.append(record)
+    header = [("", "Model"), *((column.title, part) for key, column in columns.items() for part in parts[key])]
+    statement = data_statement(scale, results_of(table, results), data) if of_data else ""
+    return Table(name, table.title, header, rows, records, statement, slips=table.slips, notes=table.notes)
 
 
-def results_of(table: Runs, results: Mapping[str, Result]) -> list[Result]:
-    """The results of those rows of a table that were run."""
-    return [results[row.key] for row in table.rows if row.run and row.key in results]
+def _ours(row: Row, data: Data, results: Mapping[str, Result]) -> _Ours:
+    if row.run is None:
+        return _Ours(results.get(row.key), NOT_PRINTED, comparable=False)
+    if row.run not in results:
+        return _Ours(None, NOT_RUN, comparable=False)
+    tested = on_test_set(data, results[row.run])
+    if tested is None:
+        return _Ours(None, NOT_GIVEN, comparable=False)
+    shown = {**part_of(tested, row.part), "samples": tested["samples"]} if row.part else tested
+    return _Ours(shown, NOT_RUN, comparable=not data.unlike and not departures([tested], data))
 
 
-def _cells(key: str, column: Column, row: Row, result: Result | None, comparable: bool) -> list[Cell]:
+def _parts(key: str, column: Column, table: Runs) -> tuple[str, ...]:
+    """What a column of a table is made of: not of the paper's numbers where it has none."""
+    printed = any(key in row.published for row in table.rows)
+    return tuple(part for part in KINDS[column.kind].parts if printed or part != "paper")
+
+
+def _cells(key: str, column: Column, parts: Sequence[str], row: Row, ours: _Ours) -> list[Cell]:
     """What a row shows in the parts of one column."""
-    parts = KINDS[column.kind].parts
-    printed = row.published.get(key)
-    paper = [] if column.kind == "ours" else [NOT_PRINTED if printed is None else Cell(printed)]
+    printed, result, metric = row.published.get(key), ours.result, column.metric or key
+    paper = [] if parts[0] == "ours" else [NOT_PRINTED if printed is None else Cell(printed)]
     rest = len(parts) - len(paper)
     if column.kind == "quoted":
         return paper
     if result is None:
-        return [*paper, NOT_RUN, *[NOT_PRINTED] * (rest - 1)]
-    if not _has(key, column, row, result):
+        return [*paper, ours.missing, *[NOT_PRINTED] * (rest - 1)]
+    if not _has(metric, column, row, result):
         return [*paper, *[NOT_PRINTED] * rest]
-    ours = _in_units(result[key], column)
+    value = column.in_units(result[metric])
+    cells = [*paper, _shown(value, column)]
     if column.kind == "counted":
-        return [*paper, _shown(ours, column), count_difference(printed, ours, column.decimals)]
+        return [*cells, count_difference(printed, value, column.decimals)]
     if column.kind == "ours":
-        return [_shown(ours, column)]
-    low, high = (_shown(_in_units(result[f"{key}_{end}"], column), column).text for end in ("low", "high"))
-    cells = [*paper, _shown(ours, column), Cell(f"{low} to {high}")]
+        return cells
+    low, high = (_shown(column.in_units(result[f"{metric}_{end}"]), column).text for end in ("low", "high"))
+    interval = f"{low} to {high}"
+    if column.kind == "share":
+        return [*cells, Cell(f"{_correct(metric, result)}, {interval}", "long")]
+    cells.append(Cell(interval))
     if column.kind == "proportion":
-        cells.append(Cell(f"{result[f'{key}_correct']:,} of {result['samples']:,}"))
-    return [*cells, measured_difference(printed, ours, column.decimals, comparable)]
+        cells.append(Cell(_correct(metric, result)))
+    return [*cells, measured_difference(printed, value, column.decimals, ours.comparable)]
 
 
 def _shown(value: Decimal, column: Column) -> Cell:
     return Cell(f"{value:,.{column.decimals}f}")
 
 
-def _in_units(value: float, column: Column) -> Decimal:
-    return Decimal(str(value)) / column.unit
+def _correct(metric: str, result: Result) -> str:
+    return f"{result[f'{metric}_correct']:,} of {result['samples']:,}"
 
 
-def _unrounded(key: str, column: Column, row: Row, result: Result | None) -> Record:
+def _unrounded(key: str, column: Column, parts: Sequence[str], row: Row, result: Result | None) -> Record:
     """The paper's number and ours in the units of metrics.json."""
-    printed = row.published.get(key)
+    printed, metric = row.published.get(key), column.metric or key
     paper = None if printed is None else plain_number(Decimal(printed) * column.unit)
-    record: Record = {} if column.kind == "ours" else {f"{key}_paper": paper}
-    ours = result if result is not None and _has(key, column, row, result) else None
-    keys = [f"{key}{end}" for end in KINDS[column.kind].ends]
+    record: Record = {} if parts[0] == "ours" else {f"{metric}_paper": paper}
+    ours = result if result is not None and _has(metric, column, row, result) else None
+    keys = [f"{metric}{end}" for end in KINDS[column.kind].ends]
     return record | {name: None if ours is None else ours[name] for name in keys}
 
 
-def _has(key: str, column: Column, row: Row, result: Result) -> bool:
-    """Whether there is a number of ours: a net that is only counted has no accuracy, and not every test set has all
-    that the paper does not print (pairs, for one).
+def _has(metric: str, column: Column, row: Row, result: Result) -> bool:
+    """Whether there is a number of ours: a net that is only counted has no accuracy, a part of a run's metrics no cost,
+    and not every test set has all that the paper does not print (pairs, for one).
     """
     if column.kind == "ours":
-        return key in result
-    return column.kind == "counted" or row.run is not None
+        return metric in result
+    return not row.part if column.kind == "counted" else row.run is not None
 
 
 def plain_number(value: Decimal) -> int | float:
@@ -183,67 +215,12 @@ def count_difference(printed: str | None, exact: Decimal, decimals: int) -> Cell
     return Cell(f"{exact - published:+,.{decimals}f} ({exact / published - 1:+.2%})", "differs")
 
 
-def departures(results: Sequence[Result], data: Data) -> list[str]:
-    """How what these results are of differs from the full test set and inputs; empty where it does not."""
-    found = []
-    others = sorted({result["test_dataset"] for result in results} - {data.dataset})
-    if others:
-        found.append(f"tested on {' and '.join(others)} ({data.source}: {data.dataset})")
-    for key, full, what in (
-        ("num_classes", data.num_classes, data.classes),
-        ("eval_samples", data.eval_samples, "test images"),
-    ):
-        if counts := sorted({result[key] for result in results} - {full}):
-            found.append(f"{' or '.join(f'{count:,}' for count in counts)} {what} ({data.source}: {full:,})")
-    divisors = sorted({result["resolution"] / result["input_size"] for result in results} - {1.0})
-    if divisors:
-        found.append(f"inputs divided by {' or '.join(f'{divisor:g}' for divisor in divisors)}")
-    return found
-
-
-def data_statement(scale: str, results: Sequence[Result], data: Data) -> str:
-    """What the accuracies are of, and whether they can be compared with the paper's and with each other."""
-    if not results:
-        return "None of these was run."
-    found = departures(results, data)
-    if found:
-        statement = f"Accuracies at {scale} scale are of the {scale} data: {', '.join(found)}."
-    else:
-        classes = f" of {data.num_classes:,} {data.classes}" if data.num_classes else ""
-        same = "" if data.unlike else ", as the paper's are"
-        statement = f"Accuracies are of {data.eval_samples:,} test images{classes} at full input size{same}."
-    if data.unlike:
-        statement += f" {data.unlike}"
-    if found or data.unlike:
-        statement += " Ours cannot be compared with the paper's; Mult-Adds and parameters can."
-    epochs = sorted({result["epochs"] for result in results})
-    if len(epochs) > 1:
-        statement += f" Not all were trained alike: for {epochs[0]:g} to {epochs[-1]:g} epochs."
-    return statement
-
-
-def comparisons(table: Runs, paper: Paper, results: Mapping[str, Result]) -> list[str]:
-    """How our runs stand to each other, where the table asks for it: a sentence for each pair, in its first column."""
-    key = table.columns[0]
-    column = paper.columns[key]
-    labels = {row.run: row.label for row in table.rows}
-    sentences = []
-    for run, other in table.compare:
-        pair = f"{labels[run]} minus {labels[other]}"
-        if run not in results or other not in results:
-            sentences.append(f"{pair}: not run.")
-            continue
-        first, second = results[run], results[other]
-        if first["teacher"] == other:
-            pair += ", its teacher"
-        less = _in_units(first[key], column) - _in_units(second[key], column)
-        overlap = first[f"{key}_low"] <= second[f"{key}_high"] and second[f"{key}_low"] <= first[f"{key}_high"]
-        verdict = "overlap" if overlap else "are apart"
-        sentences.append(f"{pair}: {less:+.{column.decimals}f} points; the intervals {verdict}.")
-    return sentences
-
-
-METRICS = {"top1": "top-1", "mean_ap": "mean AP", "tar": "TAR at FAR 1e-4"}  # the first that a result has is its task's
+METRICS = {  # the first that a result has is its task's
+    "top1": "top-1",
+    "within_25": "within 25 km",
+    "mean_ap": "mean AP",
+    "tar": "TAR at FAR 1e-4",
+}
 TRAINING = (  # how the runs were made: key, heading, format
     ("dataset", "trained on", "{}"),
     ("metric", "metric", "{}"),

@@ -119,7 +119,7 @@ def _record(plan: Plan, job: Job, fingerprint: str) -> dict[str, Any]:
         "data_digest": plan.index.digest,
         "num_samples": job.num_samples,
         "num_outputs": job.num_outputs,
-        "classes": list(plan.index.classes),
+        "classes": list(plan.classes),
         "counts": counts(job.run, plan.params.tables[plan.table].num_outputs),
         "commit": _commit(),
     }

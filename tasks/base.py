@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tasks.augment import normalise
 
 Targets = dict[str, Tensor]
+Collate = Callable[[list[dict[str, Any]]], Targets]  # the shards' JSON fields of N samples -> the targets of a batch
 
 
 class Batch(NamedTuple):
@@ -42,17 +43,29 @@ class Pairs(NamedTuple):
     fold: npt.NDArray[np.int64]
 
 
+class Places(NamedTuple):
+    """Where the classes are that are parts of the Earth.
+
+    positions: (C, 2) float64, latitude and longitude in degrees, what a class is decoded to. photos: (C,) int64, of how
+    many it was made.
+    """
+
+    positions: npt.NDArray[np.float64]
+    photos: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class TestSet:
     """What is known of the data that a net is evaluated on, beside its batches.
 
-    classes: names in label order; for attributes their names; empty where a data set has none.
+    classes: names in label order; for attributes their names, for cells their tokens; empty where a data set has none.
     """
 
     __test__ = False  # pytest takes it for a test by its name
 
     classes: Sequence[str]
     pairs: Pairs | None = None
+    places: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,8 @@ class Task(NamedTuple):
     """One thing to learn, as a record of functions.
 
     by_identity: whether `loss` compares samples of one person with each other, so that a batch must have some.
-    by_class: whether the net has an output for each of the data set's classes; else as many as its table says.
-    collate: the shards' JSON fields of N samples -> the targets of a batch.
+    by_class: whether the net has an output for each of the data's classes; else as many as its table says.
+    collator: the classes in label order -> what makes the targets of a batch.
     loss: (outputs, targets) -> scalar.
     distill: (outputs, a teacher's predictions) -> scalar; in place of `loss` where there is a teacher.
     batch_metrics: (outputs, targets) -> scalars worth a curve, beside the loss; not asked where there is a teacher.
@@ -88,7 +101,7 @@ class Task(NamedTuple):
 
     name: str
     by_class: bool
-    collate: Callable[[list[dict[str, Any]]], Targets]
+    collator: Callable[[Sequence[str]], Collate]
     loss: Callable[[Tensor, Targets], Tensor]
     distill: Callable[[Tensor, Tensor], Tensor]
     batch_metrics: Callable[[Tensor, Targets], Targets]

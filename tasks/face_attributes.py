@@ -108,7 +108,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 FACE_ATTRIBUTES = Task(
     name="face_attributes",
     by_class=True,
-    collate=collate,
+    collator=lambda _: collate,
     loss=_loss,
     distill=attribute_cross_entropy,
     batch_metrics=_batch_metrics,

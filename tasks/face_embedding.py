@@ -132,7 +132,7 @@ def _pair_metrics(distances: verification.Float64s, pairs: Pairs) -> Evaluation:
 FACE_EMBEDDING = Task(
     name="face_embedding",
     by_class=False,
-    collate=collate,
+    collator=lambda _: collate,
     loss=_loss,
     distill=squared_difference,
     batch_metrics=batch_metrics,

@@ -84,7 +84,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 IMAGENET = Task(
     name="imagenet",
     by_class=True,
-    collate=collate,
+    collator=lambda _: collate,
     loss=_loss,
     distill=softmax_cross_entropy,
     batch_metrics=_batch_metrics,

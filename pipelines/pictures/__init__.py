@@ -9,6 +9,7 @@ from pipelines.pictures.attributes import attribute_details
 from pipelines.pictures.base import Details, Images
 from pipelines.pictures.confusion import dog_details
 from pipelines.pictures.embeddings import embedding_details
+from pipelines.pictures.places import place_details
 
 if TYPE_CHECKING:
     from tasks.base import Evaluation, TestSet
@@ -17,6 +18,7 @@ __all__ = ["DETAILS", "Details", "Images", "details"]
 
 DETAILS: dict[str, Callable[[Evaluation, TestSet, Images], Details]] = {
     "stanford_dogs": dog_details,
+    "geolocation": place_details,
     "face_attributes": attribute_details,
     "face_embedding": embedding_details,
 }

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Picture = npt.NDArray[np.uint8]  # (height, width, 3) RGB
+Colour = tuple[float, float, float]  # RGB, each in 0..255
 Outlines = list[npt.NDArray[np.float64]]  # closed polygons (points, 2) in a circle of radius 1; even-odd fill
 
 
@@ -46,12 +47,15 @@ SHAPES: dict[str, Outlines] = {
 HUES = {"red": 0.0, "blue": 0.6, "green": 0.33, "violet": 0.8}  # centres of the families, in turns
 
 
-def draw(rng: np.random.Generator, shape: str, hue: str, height: int, width: int) -> Picture:
+def draw(
+    rng: np.random.Generator, shape: str, hue: str, height: int, width: int, ground: Colour | None = None
+) -> Picture:
     """A picture (height, width, 3) uint8 of one `SHAPES` in one of the `HUES`; all else is drawn from `rng`.
 
     The shape spans 65-100 % of the shorter side, so a random crop of a fifth of the area still shows much of it.
+    ground: what the background's patches are around, in place of a colour from `rng`; no more than that differs by it.
     """
-    picture = _background(rng, height, width)
+    picture = _background(rng, height, width, ground)
     side = min(height, width)
     for _ in range(rng.integers(2, 5)):
         _fill(picture, rng, _any_shape(rng), _colour(rng), side * rng.uniform(0.08, 0.16), spread=0.5)
@@ -63,9 +67,10 @@ def draw(rng: np.random.Generator, shape: str, hue: str, height: int, width: int
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _background(rng: np.random.Generator, height: int, width: int, ground: Colour | None) -> Picture:
     """Soft patches of dull colours: a coarse random grid, stretched."""
-    base = np.array(_colour(rng, saturation=rng.uniform(0.0, 0.35)))
+    drawn = _colour(rng, saturation=rng.uniform(0.0, 0.35))
+    base = np.array(ground or drawn)
     grid = base + rng.uniform(-45, 45, size=(4, 5, 1)) + rng.uniform(-20, 20, size=(4, 5, 3))
     soft = cv2.resize(grid.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return np.clip(soft, 0, 255).astype(np.uint8)

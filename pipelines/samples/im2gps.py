@@ -5,8 +5,8 @@ several JPEG comments to each photo, of which two are its coordinates; for Im2GP
 images. How the comments are worded is known from the authors' downloader alone. A few photos are grey, CMYK or turned
 by an EXIF tag.
 
-The places are made up. A photo's shape tells the country, its colour which of the country's two cities it is from: the
-cities are 440 km apart, the countries some thousands. `pipelines.samples.yfcc100m` has photos of the same places.
+The places are those of `pipelines.samples.cities`, of which `pipelines.samples.yfcc100m` has photos too. The
+photographers live in none of the cities, so that their photos are from all of them, as the cities' weights say.
 """
 
 from __future__ import annotations
@@ -15,43 +15,14 @@ import csv
 import io
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.samples.drawing import Picture, draw
+from pipelines.samples.cities import Place, choose, near, view
 from pipelines.samples.writing import add_to_zip, check_ranges, encode
 
 KINDS = ("grey", "cmyk", "turned")  # no PNG: it has no comments
-ASPECTS = (4 / 3, 4 / 3, 3 / 4, 3 / 2, 1.0)  # width / height
-APART = 2.0  # degrees of latitude from the middle of a country to each of its cities: 222 km
-SPREAD = 0.05  # degrees; standard deviation of photos around the middle of their city: 6 km
 PHOTOGRAPHERS = tuple(f"{99_000_001 + number}@N99" for number in range(6))
-
-
-class City(NamedTuple):
-    """A place with photos, and what they show."""
-
-    name: str
-    latitude: float
-    longitude: float
-    shape: str
-    hue: str
-
-
-COUNTRIES = {  # shape -> the middle of the country, in degrees, and the hues of its cities
-    "disc": (49.0, 2.0, ("red", "blue")),
-    "bars": (40.0, -100.0, ("green", "violet")),
-    "ring": (-23.0, -46.0, ("red", "green")),
-    "checks": (27.0, 78.0, ("blue", "violet")),
-    "cross": (-31.0, 146.0, ("red", "violet")),
-    "star": (-1.0, 34.0, ("blue", "green")),
-}
-CITIES = tuple(
-    City(f"{hue.title()}{shape}", latitude + APART * side, longitude, shape, hue)
-    for shape, (latitude, longitude, hues) in COUNTRIES.items()
-    for side, hue in zip((1, -1), hues, strict=True)
-)
 
 
 def write(folder: Path, *, photos: int = 48, size: int = 128, seed: int = 0) -> None:
@@ -65,9 +36,10 @@ def write(folder: Path, *, photos: int = 48, size: int = 128, seed: int = 0) -> 
         add_to_zip(archive, "Thumbs.db", b"a file that is no photo")
         for number in range(photos):
             rng = np.random.default_rng([seed, 10, number])
-            city = CITIES[number % len(CITIES)]
-            name, place = _name(rng, number, city.name if number % 3 == 0 else None), near(rng, city)
-            image = _image(rng, number, photos, size, _comments(name, place, number))
+            place = choose(rng)
+            name = _name(rng, number, place.city if number % 3 == 0 else None)
+            comments = _comments(name, near(rng, place), number)
+            image = _image(rng, place, name, _kind(number, photos), size, comments)
             # As zip programs do: packed where it makes a photo smaller, which is rare.
             add_to_zip(archive, name, image, zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
 
@@ -86,33 +58,25 @@ def write_3k(folder: Path, *, photos: int = 48, left_out: int = 3, size: int = 1
         add_to_zip(archive, "im2gps3ktest/", b"")
         for number in range(photos):
             rng = np.random.default_rng([seed, 11, number])
-            city = CITIES[number % len(CITIES)]
-            name, place = _name(rng, 10_000 + number, city.name if number % 2 == 0 else None), near(rng, city)
-            add_to_zip(archive, f"im2gps3ktest/{name}", _image(rng, number, photos, size))
+            place = choose(rng)
+            name = _name(rng, 10_000 + number, place.city if number % 2 == 0 else None)
+            latitude, longitude = near(rng, place)
+            add_to_zip(archive, f"im2gps3ktest/{name}", _image(rng, place, name, _kind(number, photos), size))
             if number % 2 == 0 or number // 2 >= left_out:
-                rows.writerow((name, _photographer(name), f"{place[0]:.6f}", f"{place[1]:.6f}", "0.25"))
+                rows.writerow((name, _photographer(name), f"{latitude:.6f}", f"{longitude:.6f}", "0.25"))
     (folder / "im2gps3k_places365.csv").write_text(table.getvalue())
 
 
-def view(rng: np.random.Generator, city: City, size: int) -> Picture:
-    """A picture from a city, `size` pixels on the longer side give or take a quarter."""
-    long_side = size * rng.uniform(0.75, 1.25)
-    aspect = ASPECTS[rng.integers(len(ASPECTS))]
-    height, width = round(long_side / max(aspect, 1.0)), round(long_side * min(aspect, 1.0))
-    return draw(rng, city.shape, city.hue, height, width)
+def _image(
+    rng: np.random.Generator, place: Place, name: str, kind: str, size: int, comments: tuple[bytes, ...] = ()
+) -> bytes:
+    return encode(view(rng, place, size, _photographer(name)), kind, int(rng.integers(75, 96)), comments)
 
 
-def near(rng: np.random.Generator, city: City) -> tuple[float, float]:
-    """Latitude and longitude of a photo from a city, in degrees with six decimals."""
-    north, east = rng.normal(scale=SPREAD, size=2)
-    return round(city.latitude + north, 6), round(city.longitude + east, 6)
-
-
-def _image(rng: np.random.Generator, number: int, photos: int, size: int, comments: tuple[bytes, ...] = ()) -> bytes:
-    """The photo as a file; those of `KINDS` are spread evenly, each at least twice."""
+def _kind(number: int, photos: int) -> str:
+    """Mostly "jpeg", but each of `KINDS` at least twice, evenly spread."""
     turn, rest = divmod(number, photos // (2 * len(KINDS)))
-    kind = "jpeg" if rest else KINDS[turn % len(KINDS)]
-    return encode(view(rng, CITIES[number % len(CITIES)], size), kind, int(rng.integers(75, 96)), comments)
+    return "jpeg" if rest else KINDS[turn % len(KINDS)]
 
 
 def _name(rng: np.random.Generator, number: int, place: str | None) -> str:

@@ -5,9 +5,9 @@ in many scripts. The images are the members of `mirror.tar`, named by their perc
 the network: a few are only where Flickr had them, a few nowhere, a few are Flickr's notice that there is none, and a
 few are grey, CMYK, turned by an EXIF tag, or PNG named .jpg.
 
-The places, and what a photo shows of them, are those of `pipelines.samples.im2gps`, whose photographers have photos
-here too. The faces are those of `pipelines.samples.faces`: a photo without coordinates shows one alone, others may have
-small ones in their corners.
+The places, and what a photo shows of them, are those of `pipelines.samples.cities`; each user lives in one of its
+cities. The photographers of `pipelines.samples.im2gps` have photos here too. The faces are those of
+`pipelines.samples.faces`: a photo without coordinates shows one alone, others may have small ones in their corners.
 Users, texts and URLs are made up; the hosts end in .invalid, so that nothing is ever asked of Flickr.
 """
 
@@ -25,9 +25,10 @@ from urllib.parse import quote, quote_plus
 import cv2
 import numpy as np
 
+from pipelines.samples.cities import Place, choose, home, near, view
 from pipelines.samples.drawing import Picture
 from pipelines.samples.faces import choose_look, draw_face, make_person
-from pipelines.samples.im2gps import CITIES, PHOTOGRAPHERS, City, near, view
+from pipelines.samples.im2gps import PHOTOGRAPHERS
 from pipelines.samples.writing import ODD_KINDS, add_to_tar, check_ranges, encode, open_tar
 
 BUCKET = "s3://multimedia-commons"  # what `image_base` has to be
@@ -52,6 +53,7 @@ class Photo(NamedTuple):
     photo: int
     user: str
     url: str
+    place: Place
 
 
 def write(folder: Path, *, rows: int = 1200, users: int = 60, size: int = 128, seed: int = 0) -> None:
@@ -89,21 +91,21 @@ def _photos(rows: int, users: int, seed: int) -> Iterator[Photo]:
         rng = np.random.default_rng([seed, 21, number])
         at = number % CYCLE
         kind = KINDS[at] if at < len(KINDS) else "place"
+        is_tester = kind == "im2gps"
         user = (
-            PHOTOGRAPHERS[number // CYCLE % len(PHOTOGRAPHERS)]
-            if kind == "im2gps"
-            else f"{98_000_001 + number % users}@N99"
+            PHOTOGRAPHERS[number // CYCLE % len(PHOTOGRAPHERS)] if is_tester else f"{98_000_001 + number % users}@N99"
         )
+        place = choose(np.random.default_rng([seed, 25, number]), None if is_tester else home(number % users))
         photo = FIRST_PHOTO + int(numbers[number])
         url = f"http://farm{number % 9 + 1}.flickr.invalid/{rng.integers(1, 9999)}/{photo}_{rng.bytes(5).hex()}.jpg"
-        yield Photo(number, kind, photo, user, url)
+        yield Photo(number, kind, photo, user, url, place)
 
 
 def _columns(photo: Photo, seed: int) -> tuple[str, ...]:
     """The row's texts in the order of `COLUMNS`."""
     rng = np.random.default_rng([seed, 23, photo.number])
     title = TITLES[photo.number % len(TITLES)]
-    latitude, longitude = near(rng, _city(photo))
+    latitude, longitude = near(rng, photo.place)
     place = {"alone": ("", "", ""), "zero": ("0.0", "0.0", "16"), "video": ("", "", "")}.get(
         photo.kind, (str(longitude), str(latitude), "3" if photo.kind == "inaccurate" else "16")
     )
@@ -149,7 +151,7 @@ def _image(photo: Photo, rows: int, size: int, seed: int) -> tuple[bytes, list[R
     cycle, at = divmod(photo.number, CYCLE)
     if at == CYCLE - 1 and cycle in (0, rows // CYCLE // 2):  # its face was found when the photo was still there
         return _placeholder(size), [(size // 4, size // 4, size // 2, size // 2)]
-    picture, faces = portrait(rng, size) if photo.kind == "alone" else scene(rng, _city(photo), size)
+    picture, faces = portrait(rng, size) if photo.kind == "alone" else scene(rng, photo, size)
     turn, rest = divmod(cycle, max(rows // CYCLE // (2 * len(ODD_KINDS)), 1))
     kind = ODD_KINDS[turn % len(ODD_KINDS)] if at in ODD_PLACES and rest == 0 else "jpeg"
     if kind == "turned":  # it is stored after a turn to the left
@@ -165,9 +167,9 @@ def portrait(rng: np.random.Generator, size: int) -> tuple[Picture, list[Rectang
     return _face(rng, height, width, tall=rng.uniform(0.22, 0.3))
 
 
-def scene(rng: np.random.Generator, city: City, size: int) -> tuple[Picture, list[Rectangle]]:
-    """A picture of a city, with up to two small portraits in its corners, and the boxes of their faces."""
-    picture = view(rng, city, size)
+def scene(rng: np.random.Generator, photo: Photo, size: int) -> tuple[Picture, list[Rectangle]]:
+    """A picture of the photo's place, with up to two small portraits in its corners, and the boxes of their faces."""
+    picture = view(rng, photo.place, size, photo.user)
     height, width = picture.shape[:2]
     boxes = []
     for corner in range(rng.choice(3, p=[0.6, 0.3, 0.1])):
@@ -191,7 +193,3 @@ def _placeholder(size: int) -> bytes:
     notice = np.full((3 * size // 4, size, 3), 243, np.uint8)
     cv2.circle(notice, (size // 2, 3 * size // 8), max(size // 64, 1), (200, 200, 200), -1, cv2.LINE_AA)
     return encode(notice)
-
-
-def _city(photo: Photo) -> City:
-    return CITIES[(photo.number + photo.number // CYCLE) % len(CITIES)]

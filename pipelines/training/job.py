@@ -25,6 +25,7 @@ class Job:
     shards: the data set's folder. folder: the run's own, for checkpoints, snapshots, curve and weights; on storage
     that every node sees. name: unlike any other run's, so that nothing is taken over from a run that was different.
     initial: weights to start from. teacher: whose predictions are learned in place of labels.
+    classes: what the data's labels mean, in label order; empty where nothing is labelled.
     """
 
     run: Run
@@ -35,6 +36,7 @@ class Job:
     num_outputs: int
     initial: Initial | None = None
     teacher: Teacher | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def samples_per_step(self) -> int:

@@ -165,7 +165,7 @@ class _Batches:
             antialias=run.augment.antialias,
             threads=run.decode_threads,
             block_shards=run.block_shards,
-            targets=TASKS[run.task].collate,
+            targets=TASKS[run.task].collator(self.job.classes),
             images_per_identity=run.images_per_identity,
             teaching=None if self.job.teacher is None else self.job.teacher.teaching,
         )

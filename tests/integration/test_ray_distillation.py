@@ -49,7 +49,7 @@ def top1(job):
     net.load_state_dict(torch.load(job.folder / WEIGHTS, weights_only=True))
     options = {"size": 64, "batch_size": 30, "central_fraction": 1.0, "antialias": False, "threads": 0}
     task = TASKS["imagenet"]
-    batches = evaluation_batches(job.shards, "val", targets=task.collate, **options)
+    batches = evaluation_batches(job.shards, "val", targets=task.collator("rgb"), **options)
     return evaluate(task, net, batches, TestSet("rgb"), "cpu").metrics["top1"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,10 @@ def column(table: str, key: str) -> list[str | None]:
 
 
 def test_has_its_tables_the_grid_and_both_figures():
-    numbered = [f"table_{number}" for number in (*range(1, 11), 12, 14)]
-    assert sorted(PAPER.tables) == sorted([*numbered, "grid"])
+    numbered = [f"table_{number}" for number in (*range(1, 13), 14)]
+    assert sorted(PAPER.tables) == sorted([*numbered, "table_11_im2gps3k", "table_11_cost", "grid"])
     assert list(PAPER.figures) == ["figure_4", "figure_5"]
-    assert all(table.title.startswith(f"Table {name[6:]}. ") for name, table in PAPER.tables.items() if name != "grid")
+    assert all(PAPER.tables[name].title.startswith(f"Table {name[6:]}. ") for name in numbered)
 
 
 # The paper's tables once more, typed from its text and not from the YAML.
@@ -48,6 +48,59 @@ def test_rows_are_as_printed(table: str, printed: str):
     rows = zip(*(column(table, key) for key in keys), strict=True)
     first = [list(row) for row in rows if row[0] is not None]  # without those that the paper does not have
     assert first == [row.split() for row in printed.split(" | ")]
+
+
+TABLE_11 = {  # the paper's columns, from the continent to the street
+    "Im2GPS": ("51.9 35.4 32.1 21.9 2.5", (123, 84, 76, 52, 6)),
+    "PlaNet": ("77.6 64.0 51.1 31.7 11.0", (184, None, 121, 75, 26)),
+    "PlaNet MobileNet": ("79.3 60.3 45.2 31.7 11.4", (188, 143, 107, 75, 27)),
+}
+
+
+def test_table_11_is_as_printed_and_its_slip_says_which_shares_are_no_number_of_237_photos():
+    radii = [f"within_{km}" for km in (2500, 750, 200, 25, 1)]
+    table = PAPER.runs["table_11"]
+    assert list(table.columns[:5]) == radii
+    rows = {row.label: row.published for row in table.rows if row.published}
+    assert {label: " ".join(row[key] for key in radii) for label, row in rows.items()} == {
+        label: text for label, (text, _) in TABLE_11.items()
+    }
+    rounded, twice = {}, {}
+    for photos in range(238):
+        share = Decimal(100 * photos) / 237
+        rounded[share.quantize(Decimal("0.1"), ROUND_HALF_UP)] = photos
+        two_digits = share.quantize(Decimal("0.01"), ROUND_HALF_UP)
+        twice[two_digits.quantize(Decimal("0.1"), ROUND_HALF_UP)] = photos
+    shares = {Decimal(share) for text, _ in TABLE_11.values() for share in text.split()}
+    assert shares - set(rounded) == {Decimal("64.0"), Decimal("31.7"), Decimal("45.2")}
+    assert shares - set(twice) == {Decimal("64.0")}
+    assert (rounded[Decimal("63.7")], rounded[Decimal("64.1")]) == (151, 152)
+    for text, counts in TABLE_11.values():
+        assert tuple(twice.get(Decimal(share)) for share in text.split()) == counts
+    assert "64.0 % is no number of 237 photos: 151 are 63.7 %, 152 are 64.1 %" in table.slips[0]
+    assert "31.7 and 45.2 % are 75 and 107 photos rounded twice" in table.slips[0]
+
+
+def test_what_the_text_says_of_table_11_s_nets_is_of_9800_cells_and_of_an_auxiliary_classifier():
+    cost = PAPER.runs["table_11_cost"]
+    printed = {row.label: row.published for row in cost.rows if row.run}
+    assert printed == {
+        "PlaNet": {"billion_mult_adds": "5.74", "parameters": "52"},
+        "PlaNet MobileNet": {"billion_mult_adds": "0.58", "parameters": "13"},
+    }
+    cells = load(PARAMS).tables["geolocation"].num_outputs
+    assert cells == 9800
+    assert round(1024 * cells / 1e6) == 10
+    assert f"{1024 * 26263 / 1e6:.1f}" == "26.9"
+    body, trunk = 21_996_896 - 2048 * 120, 768 * 128 + 25 * 128 * 768  # torchvision's Inception V3, of 120 classes
+    assert [f"{count / 1e6:.2f}" for count in (body, trunk)] == ["21.75", "2.56"]
+    assert f"{(body + trunk + (2048 + 768) * cells) / 1e6:.2f}" == "51.90"
+    # The auxiliary 1x1 convolution is applied at 5x5 positions, the 5x5 one at one.
+    mult_adds = 5_711_413_856 - 2048 * 120 + 25 * 768 * 128 + 25 * 128 * 768 + (2048 + 768) * cells
+    assert f"{mult_adds / 1e9:.3f}" == "5.744"
+    slips = " ".join(cost.slips)
+    for said in ("26.9 million", "21.75 million", "2.56 of", "are 51.90", "are 5.744 with it", "They are billions"):
+        assert said in slips
 
 
 def test_shares_sum_as_the_slip_says():
@@ -94,13 +147,36 @@ def test_every_run_exists_and_every_run_is_shown_but_for_pre_training():
     planned = {run for table in params.tables if table != "web_dogs" for run in params.runs(table)}
     shown = {row.run for table in PAPER.runs.values() for row in table.rows if row.run}
     assert shown == planned
-    assert len(shown) == 22 + 5 + 9 + 5
+    assert len(shown) == 22 + 5 + 2 + 9 + 5
+
+
+def test_every_row_has_a_source_but_for_what_the_paper_itself_quotes():
+    quoted = {row.label for table in PAPER.runs.values() for row in table.rows if row.run is None and row.net is None}
+    assert quoted == {"Im2GPS"}
+
+
+def test_a_row_is_known_by_its_label_and_by_its_run_and_part():
+    for table in PAPER.runs.values():
+        assert len({row.label for row in table.rows}) == len(table.rows)
+        assert len({(row.key, row.part) for row in table.rows}) == len(table.rows)
+
+
+def test_parts_are_ways_of_decoding_and_further_test_sets_of_params():
+    params = load(PARAMS)
+    assert {row.part for table in PAPER.runs.values() for row in table.rows} == {"", "hierarchical", "biggest"}
+    for table in PAPER.runs.values():
+        data = PAPER.data[table.data]
+        for name in {params.table_of(row.run) for row in table.rows if row.run} - {None}:
+            tests = {"": params.tables[name].test, **params.tables[name].further_tests}
+            assert tests[data.part].dataset == data.dataset
 
 
 def test_what_is_compared_and_drawn_are_rows():
     for table in PAPER.runs.values():
         rows = {row.run for row in table.rows}
         assert {run for pair in table.compare for run in pair} <= rows
+        printed = {row.label for row in table.rows if row.published}
+        assert {label for pair in table.compare_printed for label in pair} <= printed
         assert table.pictures is None or table.pictures in rows
 
 
@@ -141,14 +217,22 @@ def test_a_wrong_key_is_refused_by_name(tmp_path: Path):
         load_paper(broken)
 
 
+NET = "net: {net: mobilenet, width: 1, min_depth: 8, num_classes: 9, resolution: 32}"
+
+
 @pytest.mark.parametrize(
-    "both", ["", ", run: x, net: {net: mobilenet, width: 1, min_depth: 8, num_classes: 9, resolution: 32}"]
+    ("row", "message"),
+    [
+        (f"run: x, {NET}, published: {{}}", "must have either run or net"),
+        ("published: {}", "must have run, net or published"),
+        (f"{NET}, part: biggest, published: {{}}", "has a part, but no run that it is of"),
+    ],
 )
-def test_a_row_of_neither_a_run_nor_a_net_or_of_both_is_refused(both: str, tmp_path: Path):
+def test_a_row_of_too_many_sources_or_of_none_is_refused(row: str, message: str, tmp_path: Path):
     text = PAPER_FILE.read_text()
-    old = "{label: GoogleNet, run: imagenet_googlenet, "
+    old = '{label: GoogleNet, run: imagenet_googlenet, published: {top1: "69.8", mult_adds: "1550", parameters: "6.8"}}'
     assert text.count(old) == 1
     broken = tmp_path / "paper.yaml"
-    broken.write_text(text.replace(old, f"{{label: GoogleNet{both}, "))
-    with pytest.raises(ValueError, match=r"row 'GoogleNet' must have either run or net"):
+    broken.write_text(text.replace(old, f"{{label: GoogleNet, {row}}}"))
+    with pytest.raises(ValueError, match=f"row 'GoogleNet' {message}"):
         load_paper(broken)

@@ -48,17 +48,25 @@ OTHERS = {
     "imagenet_alexnet": ("alexnet", 714188480, 61090496, 61100840),
     "web_dogs_inception_v3": ("inception_v3", 5711413856, 21996896, 22031448),
     "stanford_dogs_inception_v3": ("inception_v3", 5711413856, 21996896, 22031448),
+    "geolocation_inception_v3": ("inception_v3", 5731238496, 41821536, 41865768),
     "face_attributes_nn2": ("facenet_nn2", 1596440576, 7358144, 7374024),
     "face_embedding_nn2": ("facenet_nn2", 1596530688, 7448256, 7464224),
 }
 # Of the data to test on: how many classes they have, and how many samples.
-TESTED = {"imagenet": (12, 240), "stanford_dogs": (6, 96), "celeba": (40, 162), "lfw": (0, 278)}
-PICTURES = ("stanford_dogs_w100_r224", "face_attributes_w100_r224", "face_embedding_w100_r160")
+TESTED = {"imagenet": (12, 240), "stanford_dogs": (6, 96), "im2gps": (0, 48), "celeba": (40, 162), "lfw": (0, 278)}
+FURTHER = {"im2gps3k": (0, 120)}
+PICTURES = (
+    *("stanford_dogs_w100_r224", "geolocation_w100_r224"),
+    *("face_attributes_w100_r224", "face_embedding_w100_r160"),
+)
+RADII = (1, 25, 200, 750, 2500)
 
 
 def measured(table: str, number: int) -> dict[str, Any]:
     """What the task of a table measures, made up: the better the lower the number."""
     classes, samples = TESTED[PARAMS.tables[table].test.dataset]
+    if table == "geolocation":
+        return placed(number, samples)
     correct = round(samples * (0.83 - 0.03 * number))
     share = correct / samples
     ends = {"low": share - 0.06, "high": share + 0.05}
@@ -72,6 +80,33 @@ def measured(table: str, number: int) -> dict[str, Any]:
     found = {"top1": share, **{f"top1_{end}": value for end, value in ends.items()}, "top1_correct": correct}
     top5 = {"top5": min(1.0, share + 0.2), "top5_correct": min(samples, correct + samples // 5)}
     return {**found, **top5, "samples": samples} | ({"mean_per_class": share - 0.0123} if classes == 6 else {})
+
+
+def errors_of(number: int, samples: int) -> list[float]:
+    """How far a geolocation run places each photo from the truth, km; of the second run some nearer, some further."""
+    errors = [0.4 * 1.22 ** (photo * 7 % 48) for photo in range(samples)]
+    moved = [3.0 if photo % 5 == 0 else 0.3 if photo % 3 == 0 else 1.0 for photo in range(samples)]
+    return [error * factor if number else error for error, factor in zip(errors, moved, strict=True)]
+
+
+def placed(number: int, samples: int) -> dict[str, Any]:
+    """The metrics of a geolocation run: of those errors, of a second way of decoding and of a baseline."""
+    errors = errors_of(number, samples)
+    ways = {"": errors, "hierarchical_": [0.5 * error for error in errors], "biggest_": [300.0 + e for e in errors]}
+    found: dict[str, Any] = {"samples": samples, "cell_accuracy": 0.21875, "calibration_error": 0.0625}
+    for way, kilometres in ways.items():
+        found[f"{way}median_km"] = float(np.median(kilometres))
+        for radius in RADII:
+            correct = sum(error <= radius for error in kilometres)
+            share = correct / samples
+            ends = {"": share, "_low": share * 0.9, "_high": share * 0.9 + 0.1, "_correct": correct}
+            found |= {f"{way}within_{radius}{end}": value for end, value in ends.items()}
+    return found
+
+
+def of_test_set(dataset: str, classes: int, samples: int) -> dict[str, Any]:
+    digest = {"test_split": "test", "test_digest": digest_of(dataset)}
+    return {"test_dataset": dataset, **digest, "num_classes": classes, "eval_samples": samples}
 
 
 def digest_of(dataset: str) -> str:
@@ -92,9 +127,11 @@ def sample_metrics(table: str = "imagenet") -> dict[str, Any]:
             "mult_adds": cost[0], "parameters": cost[1], "parameters_all": cost[2],
             "dataset": data.dataset, "data_digest": digest_of(data.dataset), "num_outputs": classes or 128,
             "teacher": run.teacher, "init_from": run.init_from,
-            "test_dataset": data.test.dataset, "test_split": "test", "test_digest": digest_of(data.test.dataset),
-            "num_classes": classes, "eval_samples": samples, **measured(table, number),
+            **of_test_set(data.test.dataset, classes, samples), **measured(table, number),
         }  # fmt: skip
+        for part, test in data.further_tests.items():
+            found = {**of_test_set(test.dataset, *FURTHER[test.dataset]), **placed(number, FURTHER[test.dataset][1])}
+            runs[name] |= {f"{part}_{key}": value for key, value in found.items()}
     if table == "imagenet":
         runs["imagenet_w100_r224"] |= {"kind": "async", "num_workers": 2, "mean_staleness": 0.9375}
         runs["imagenet_vgg16"]["epochs"] = 1.0
@@ -118,8 +155,16 @@ def evaluated(folder: Path) -> None:
             (row_folder / "run.json").write_text(json.dumps({"summary": summary}))
             if name in PICTURES:
                 draw_pictures(results / "evaluation" / name)
+            if table == "geolocation":
+                write_photos(results / "evaluation" / name, list(metrics["runs"]).index(name))
             number += 1
         (results / "metrics.json").write_text(json.dumps(metrics))
+
+
+def write_photos(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{photo},{error!r},0.5" for photo, error in enumerate(errors_of(number, TESTED["im2gps"][1]))]
+    (folder / "photos.csv").write_text("\n".join(["photo,error_km,confidence", *lines, ""]))
 
 
 def draw_pictures(folder: Path) -> None:
@@ -214,14 +259,20 @@ def test_the_arithmetic_of_these_tests_is_that_of_the_paper():
 
 def test_writes_every_file(made: Path):
     files = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
-    names = [*(f"table_{number}" for number in (*range(1, 11), 12, 14)), "grid", "runs"]
-    drawn = [f"table_{number}_{picture}" for number in (10, 12, 14) for picture in ("first", "second")]
+    names = [
+        *(f"table_{number}" for number in (*range(1, 13), 14)),
+        "table_11_im2gps3k",
+        "table_11_cost",
+        "grid",
+        "runs",
+    ]
+    drawn = [f"table_{number}_{picture}" for number in (10, 11, 12, 14) for picture in ("first", "second")]
     figures = ["figure_4", "figure_5", *(f"curves_{table}" for table in PARAMS.tables), "staleness", *drawn]
     assert files == {
         "index.html", "report.md", "plots/accuracy_vs_mult_adds.csv",
         *(f"tables/{name}.csv" for name in names),
         *(f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")),
-        *(f"table_{number}_first.csv" for number in (10, 12, 14)),
+        *(f"table_{number}_first.csv" for number in (10, 11, 12, 14)),
         *(f"plots/curves/{run}.csv" for run in every_run()),
         *(f"metrics/{run}.json" for run in every_run()),
     }  # fmt: skip
@@ -230,7 +281,7 @@ def test_writes_every_file(made: Path):
 def test_page_is_well_formed_and_loads_nothing(made: Path):
     text = (made / "index.html").read_text()
     page = Page(text)
-    assert len(page.loaded) == 2 + 6 + 1 + 6  # accuracy, curves, staleness, evaluation
+    assert len(page.loaded) == 2 + 7 + 1 + 8  # accuracy, curves, staleness, evaluation
     assert all(url.startswith("data:image/svg+xml;base64,") for url in page.loaded)
     assert "url(" not in text
     assert "@import" not in text
@@ -319,6 +370,70 @@ def test_says_how_our_students_stand_to_their_teacher_and_to_labels(made: Path):
     assert "- In our results: 1.0 MobileNet-224 minus Baseline, its teacher: +0.0" in (made / "report.md").read_text()
 
 
+def test_table_11_has_shares_in_brief_further_ways_and_test_sets_and_cost(made: Path):
+    rows = Page((made / "index.html").read_text()).rows
+    errors = np.array(errors_of(1, 48))
+    found = {row[0]: row[1:] for row in rows["table_11"][2:]}
+    for place, km in enumerate(reversed(RADII)):
+        correct = int((errors <= km).sum())
+        low = 100 * correct / 48 * 0.9
+        ours = [f"{100 * correct / 48:.1f}", f"{correct} of 48, {low:.1f} to {low + 10:.1f}"]
+        assert found["PlaNet MobileNet"][3 * place + 1 : 3 * place + 3] == ours
+        correct = int((0.5 * errors <= km).sum())
+        assert found["PlaNet MobileNet, hierarchical"][3 * place : 3 * place + 2] == ["-", f"{100 * correct / 48:.1f}"]
+    assert found["Im2GPS"] == [
+        "51.9",
+        "-",
+        "-",
+        "35.4",
+        "-",
+        "-",
+        "32.1",
+        "-",
+        "-",
+        "21.9",
+        "-",
+        "-",
+        "2.5",
+        *["-"] * 4,
+    ]
+    assert found["Always the biggest cell"][-2:] == [f"{300 + np.median(errors_of(1, 48)):.0f}", "-"]
+    further = {row[0]: row[1:] for row in rows["table_11_im2gps3k"][2:]}
+    correct = int((np.array(errors_of(0, 120)) <= 2500).sum())
+    assert further["PlaNet"][0] == f"{100 * correct / 120:.1f}"
+    assert further["PlaNet"][1].startswith(f"{correct} of 120, ")
+    assert {row[0]: row[1:] for row in rows["table_11_cost"][2:]} == {
+        "PlaNet": ["5.74", "5.731", "-0.009 (-0.15%)", "52", "41.822", "-10.178 (-19.57%)"],
+        "PlaNet MobileNet": ["0.58", "0.578", "equal", "13", "13.220", "equal"],
+        "PlaNet, 26,263 cells": ["5.74", "5.765", "+0.025 (+0.43%)", "52", "75.538", "+23.538 (+45.26%)"],
+        "PlaNet MobileNet, 26,263 cells": ["0.58", "0.595", "+0.015 (+2.52%)", "13", "30.078", "+17.078 (+131.37%)"],
+    }
+
+
+def test_says_which_differences_of_table_11_are_significant(made: Path):
+    text = Page((made / "index.html").read_text()).text["table_11"]
+    first, second = (np.array(errors_of(number, 48)) <= 200 for number in (1, 0))
+    region = 100 * (first.mean() - second.mean())
+    assert "In our results: PlaNet MobileNet minus PlaNet, 48 photos, in points: continent" in text
+    assert f"region {region:+.1f} (" in text
+    assert "As printed: PlaNet MobileNet minus PlaNet, 237 photos each, in points: continent +1.7 (" in text
+    assert text.count("As printed:") == 2
+    assert "- As printed: PlaNet MobileNet minus Im2GPS, 237 photos each" in (made / "report.md").read_text()
+
+
+def test_photos_that_are_missing_or_not_those_that_were_counted_are_an_error(project: Path):
+    photos = project / "results/sample/geolocation/evaluation/geolocation_inception_v3/photos.csv"
+    photos.write_text("\n".join(photos.read_text().splitlines()[:-1]) + "\n")
+    command = "python -m pipelines.evaluate geolocation --scale sample"
+    with pytest.raises(
+        ValueError, match=rf"photos\.csv has 47 photos, metrics\.json 48; make it again with: {command}"
+    ):
+        report_stage.report(PARAMS, "sample")
+    photos.unlink()
+    with pytest.raises(ValueError, match=rf"inception_v3/photos\.csv does not exist; make it with: {command}"):
+        report_stage.report(PARAMS, "sample")
+
+
 def test_evaluation_pictures_have_their_tables_name_and_their_data(made: Path):
     page = Page((made / "index.html").read_text())
     assert "The first one. Table 10, 1.0 MobileNet-224" in page.text["table_10_first"]
@@ -352,19 +467,22 @@ def test_csv_is_the_input_unrounded(made: Path):
     for table, published in PAPER.runs.items():
         rows = read_csv(made / f"tables/{table}.csv")
         assert [row["model"] for row in rows] == [row.label for row in published.rows]
+        part = PAPER.data[published.data].part
         accuracy = published.columns[0]
+        of_data = (accuracy, f"{accuracy}_low", f"{accuracy}_high")
         for row, printed in zip(rows, published.rows, strict=True):
             if printed.run is None:
                 continue
             assert row["run"] == printed.run
             source = metrics[printed.run]
-            for key in (accuracy, f"{accuracy}_low", f"{accuracy}_high", "samples", "mult_adds", "parameters"):
-                assert float(row[key]) == source[key]
-            assert row["comparable"] == "false"
+            for key in {*of_data, "samples", "mult_adds", "parameters"} & set(row):
+                way = printed.part if key in of_data else ""
+                assert float(row[key]) == source["_".join(filter(None, (part, way, key)))]
+            assert row.get("comparable", "false") == "false"
             for key, unit in (("mult_adds", 1e6), (accuracy, 0.01)):
-                wanted = printed.published.get(key)
-                found = row[f"{key}_paper"]
-                assert found == "" if wanted is None else float(found) == pytest.approx(float(wanted) * unit, rel=1e-12)
+                if f"{key}_paper" in row and table != "table_11_cost":
+                    wanted, found = printed.published.get(key), row[f"{key}_paper"]
+                    assert float(found or "nan") == pytest.approx(float(wanted or "nan") * unit, rel=1e-12, nan_ok=True)
     dogs = {row["run"]: row for row in read_csv(made / "tables/table_10.csv")}["stanford_dogs_w075_r192"]
     source = metrics["stanford_dogs_w075_r192"]
     assert float(dogs["mean_per_class"]) == source["mean_per_class"]
@@ -396,6 +514,7 @@ def test_runs_table_has_the_task_s_metric_loss_staleness_and_cost(made: Path):
     assert rows["imagenet_alexnet"]["parameters_all"] == "61100840"
     for name, metric, key in (
         ("web_dogs_w100_r224", "top-1", "top1"),
+        ("geolocation_inception_v3", "within 25 km", "within_25"),
         ("face_attributes_nn2", "mean AP", "mean_ap"),
         ("face_embedding_w075_r128", "TAR at FAR 1e-4", "tar"),
     ):
@@ -413,6 +532,7 @@ def test_plot_data_has_a_row_for_every_run_on_imagenet(made: Path):
 def test_dvc_metrics_are_those_that_a_run_has(made: Path):
     for name, keys in (
         ("stanford_dogs_w100_r224", ["top1", "top1_low", "top1_high", "top5", "mean_per_class"]),
+        ("geolocation_w100_r224", [*(f"within_{radius}" for radius in RADII), "median_km"]),
         ("face_attributes_nn2", ["mean_ap", "mean_ap_low", "mean_ap_high"]),
         ("face_embedding_nn2", ["tar", "tar_low", "tar_high", "pair_accuracy", "eer"]),
     ):
@@ -422,7 +542,7 @@ def test_dvc_metrics_are_those_that_a_run_has(made: Path):
 
 def test_says_on_the_face_of_each_table_what_the_accuracies_are_of(made: Path):
     text = Page((made / "index.html").read_text()).text
-    for name in [*PAPER.runs, *PAPER.figures]:
+    for name in {*PAPER.runs, *PAPER.figures} - {"table_11_cost"}:  # which has none
         assert "Ours cannot be compared with the paper's; Mult-Adds and parameters can." in text[name]
     for name in (*(name for name, table in PAPER.runs.items() if table.data == "imagenet"), *PAPER.figures):
         assert "12 classes (the paper: 1,000)" in text[name]
@@ -432,6 +552,11 @@ def test_says_on_the_face_of_each_table_what_the_accuracies_are_of(made: Path):
         "data: 162 test images (CelebA: 19,962), inputs divided by 4. The paper's are of a data set" in text["table_12"]
     )
     assert "data: 278 test images (LFW: 13,233), inputs divided by 4. The paper does not say" in text["table_14"]
+    assert "data: 48 test images (the paper: 237), inputs divided by 4." in text["table_11"]
+    assert "data: 48 test images (the paper: 237)" in text["table_11_first"]
+    assert (
+        "data: 120 test images (Im2GPS3k: 2,997), inputs divided by 4. The paper does not" in text["table_11_im2gps3k"]
+    )
     assert "for 1 to 7 epochs" in text["table_8"]
     assert "epochs" not in text["table_7"]
 
@@ -439,9 +564,11 @@ def test_says_on_the_face_of_each_table_what_the_accuracies_are_of(made: Path):
 def test_summary_counts_runs_and_names_every_version_of_data(made: Path):
     summary = (made / "report.md").read_text().split("\n\n")[2]
     assert f"- Runs: {len(every_run())} of {len(every_run())}" in summary
-    for dataset in ("imagenet", "web_dogs", "stanford_dogs", "celeba", "yfcc100m_faces", "lfw"):
+    faces, places = ("celeba", "yfcc100m_faces", "lfw"), ("yfcc100m_geo", "im2gps", "im2gps3k")
+    for dataset in ("imagenet", "web_dogs", "stanford_dogs", *places, *faces):
         assert f"- Shards, {dataset}: {digest_of(dataset)}" in summary
     assert "Accuracies, celeba: Accuracies at sample scale are of the sample data: 162 test images" in summary
+    assert "Accuracies, im2gps3k: Accuracies at sample scale are of the sample data: 120 test images" in summary
 
 
 def test_a_run_without_results_stays_as_not_run(project: Path):

@@ -27,7 +27,7 @@ from pipelines.crawl import Crawl, crawl
 from pipelines.images import check
 from pipelines.samples import im2gps as im2gps_sample
 from pipelines.samples import yfcc100m as sample
-from pipelines.samples.im2gps import CITIES, view
+from pipelines.samples.cities import PLACES, Place, home, view
 from pipelines.section import parsed
 from pipelines.sources import yfcc100m_faces as faces
 from pipelines.sources import yfcc100m_geo as geo
@@ -350,8 +350,13 @@ def test_a_place_must_be_whole_possible_and_accurate(
     assert len(list(geo.wanted(tmp_path, options))) == is_wanted
 
 
+def nearest(latitude: float, longitude: float) -> Place:
+    return min(PLACES, key=lambda place: abs(place.latitude - latitude)
+                                         + abs((place.longitude - longitude + 180) % 360 - 180))  # fmt: skip
+
+
 def test_samples_are_what_was_fetched_with_the_places_of_the_list(raw: Path, with_places: Path) -> None:
-    """The drawing of the nearest city comes back from the file; only those that are nowhere are missing."""
+    """The drawing of the nearest place comes back from the file; only those that are nowhere are missing."""
     by_photo = {row["photoid"]: (number, row) for number, row in enumerate(listed(raw))}
     found = everything(geo, with_places, GEO)
     with tarfile.open(raw / "mirror.tar") as tar:
@@ -369,14 +374,14 @@ def test_samples_are_what_was_fetched_with_the_places_of_the_list(raw: Path, wit
         assert data[sample_.place.offset : sample_.place.offset + len(sample_.image)] == sample_.image
         if sample_.bad:
             continue
-        apart = [abs(city.latitude - float(row["latitude"])) + abs(city.longitude - float(row["longitude"]))
-                 for city in CITIES]  # fmt: skip
+        place = nearest(float(row["latitude"]), float(row["longitude"]))
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample_.image)))
-        drawn = view(np.random.default_rng([0, 24, number]), CITIES[int(np.argmin(apart))], 128)
+        drawn = view(np.random.default_rng([0, 24, number]), place, 128, row["uid"])
         height, width = drawn.shape[:2]
-        middle = np.s_[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]  # without faces
         shown = np.asarray(Image.fromarray(drawn).convert(image.mode).convert("RGB")).astype(int)
-        assert np.abs(shown - np.asarray(image.convert("RGB")))[middle].mean() < 12
+        apart = np.abs(shown - np.asarray(image.convert("RGB")))
+        for part in (np.s_[height // 2 :, : width // 2], np.s_[: height // 2, width // 2 :]):  # without faces
+            assert apart[part].mean() < 16
 
 
 def test_no_photographer_is_on_both_sides(raw: Path, with_places: Path, with_faces: Path) -> None:
@@ -647,6 +652,10 @@ def test_the_sample_has_what_upstream_has(raw: Path) -> None:
     assert all("+" in row["description"] and "%09" in row["description"] for row in found)
     assert {row["uid"] for row in found} >= set(im2gps_sample.PHOTOGRAPHERS)
     assert len({row["uid"] for row in found}) > 40
+    lives_in = {f"{98_000_001 + number}@N99": home(number).name for number in range(USERS)}
+    placed = [row for row in found if row["uid"] in lives_in and row["longitude"] not in ("", "0.0")]
+    at_home = [nearest(float(row["latitude"]), float(row["longitude"])).city == lives_in[row["uid"]] for row in placed]
+    assert 0.6 < np.mean(at_home) < 0.85
     assert all(".invalid/" in row["downloadurl"] for row in found)
     with tarfile.open(raw / "mirror.tar") as tar:
         images = {member.name: tar.extractfile(member).read() for member in tar}

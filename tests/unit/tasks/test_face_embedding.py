@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 
 from tasks import base
-from tasks.face_embedding import FACE_EMBEDDING, FaceVerification
+from tasks.face_embedding import FACE_EMBEDDING, FaceVerification, collate
 
 
 def faces(people, images, noise, seed=0, size=16):
@@ -18,7 +18,7 @@ def faces(people, images, noise, seed=0, size=16):
     names = [f"person {number % people}" for number in range(people * images)]
     centres = torch.randn(people, size, generator=generator).repeat(images, 1)
     outputs = centres + noise * torch.randn(people * images, size, generator=generator)
-    return outputs * torch.arange(1, len(names) + 1)[:, None], FACE_EMBEDDING.collate([{"identity": n} for n in names])
+    return outputs * torch.arange(1, len(names) + 1)[:, None], collate([{"identity": n} for n in names])
 
 
 def evaluated(outputs, targets, pairs=None, batch=32):
@@ -36,8 +36,8 @@ def folded_pairs(identities, folds):
 
 
 def test_a_person_has_the_same_number_in_every_batch():
-    first = FACE_EMBEDDING.collate([{"identity": "George_W_Bush", "name": "a"}, {"identity": "2880"}])["identity"]
-    second = FACE_EMBEDDING.collate([{"identity": "2880"}, {"identity": "288"}, {"identity": "Zoë"}])["identity"]
+    first = collate([{"identity": "George_W_Bush", "name": "a"}, {"identity": "2880"}])["identity"]
+    second = collate([{"identity": "2880"}, {"identity": "288"}, {"identity": "Zoë"}])["identity"]
     assert first[0] == 0x34106FC4BCE594CA >> 1  # printf George_W_Bush | b2sum -l 64
     assert first[1] == second[0]
     assert len({*first.tolist(), *second.tolist()}) == 4
@@ -46,9 +46,9 @@ def test_a_person_has_the_same_number_in_every_batch():
 
 
 def test_faces_without_identity_have_no_targets_and_are_for_students_only():
-    assert FACE_EMBEDDING.collate([{"name": "a"}, {"name": "b"}]) == {}
+    assert collate([{"name": "a"}, {"name": "b"}]) == {}
     with pytest.raises(ValueError, match="1 of 2 samples have one; all must, or none"):
-        FACE_EMBEDDING.collate([{"identity": "a"}, {"name": "b"}])
+        collate([{"identity": "a"}, {"name": "b"}])
     for asked in (FACE_EMBEDDING.loss, FACE_EMBEDDING.batch_metrics, FaceVerification(base.TestSet(())).update):
         with pytest.raises(ValueError, match="no 'identity'"):
             asked(torch.ones(2, 4), {})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from tasks.imagenet import IMAGENET, TopK, wilson_interval
+from tasks.imagenet import IMAGENET, TopK, collate, wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "samples"), [(0, 10), (3, 10), (10, 10), (706, 1000), (35_300, 50_000)])
@@ -37,6 +37,6 @@ def test_a_net_that_says_nothing_scores_nothing(value):
 
 
 def test_collate_and_predict():
-    targets = IMAGENET.collate([{"label": 3, "name": "a"}, {"label": 0, "name": "b"}])
+    targets = collate([{"label": 3, "name": "a"}, {"label": 0, "name": "b"}])
     assert targets["label"].tolist() == [3, 0]
     torch.testing.assert_close(IMAGENET.predict(torch.randn(4, 7)).sum(dim=1), torch.ones(4))
