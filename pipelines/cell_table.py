@@ -1,4 +1,5 @@
-"""The cells that a geolocation net chooses among, as the `cells` stage leaves them: `cells.csv`, a row for each.
+"""The cells that a geolocation net chooses among, as the `cells` stage leaves them: `cells.csv`, a row for each, and
+`cells.json`, what they were made of.
 
 The S2 tokens, in the order of the net's outputs, are the names of the classes; all else says what a class stands for.
 """
@@ -6,18 +7,18 @@ The S2 tokens, in the order of the net's outputs, are the names of the classes; 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines import paths
 from pipelines.config import Params
-from pipelines.shards import Index
+from pipelines.files import read_json, write_json
+from pipelines.shards import read_given
 
-NAME = "cells.csv"
+TABLE, ORIGIN = "cells.csv", "cells.json"
 COLUMNS = ("token", "photos", "latitude", "longitude", "mean_latitude", "mean_longitude")
 POSITIONS = {"centre": ("latitude", "longitude"), "mean": ("mean_latitude", "mean_longitude")}
 DECIMALS = 7  # of a degree: a centimetre
@@ -31,34 +32,50 @@ class CellTable(NamedTuple):
     positions: dict[str, npt.NDArray[np.float64]]
 
 
-def write_cells(folder: Path, table: CellTable) -> None:
-    """Write `cells.csv`."""
+def write_cells(folder: Path, table: CellTable, made_of: dict[str, Any]) -> None:
+    """Write `cells.csv` and `cells.json`."""
     places = np.concatenate([table.positions[name] for name in POSITIONS], axis=1).tolist()
-    with (folder / NAME).open("w", newline="") as file:
+    with (folder / TABLE).open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
         for token, photos, place in zip(table.tokens, table.photos.tolist(), places, strict=True):
             rows.writerow((token, photos, *(f"{degrees:.{DECIMALS}f}" for degrees in place)))
+    write_json(folder / ORIGIN, made_of)
 
 
 def read_cells(folder: Path) -> CellTable:
-    """What `write_cells` wrote. Raises ValueError that names the file where it is absent or has other columns."""
-    path = folder / NAME
-    try:
-        with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; make it with: python -m pipelines.cells {folder.name}") from None
+    """What `write_cells` wrote. Raises ValueError that names the file where it holds something else."""
+    path = folder / TABLE
+    with path.open(newline="") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
     if tuple(header) != COLUMNS:
-        raise ValueError(f"{path} has the columns {', '.join(header)}; they must be {', '.join(COLUMNS)}")
-    columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
-    positions = {
-        name: np.array([columns[axis] for axis in axes], dtype=np.float64).T for name, axes in POSITIONS.items()
-    }
-    return CellTable(tuple(columns["token"]), np.array(columns["photos"], dtype=np.int64), positions)
+        raise ValueError(f"{path} has the columns {', '.join(header) or 'none'}; they must be {', '.join(COLUMNS)}")
+    try:
+        columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+        positions = {
+            name: np.array([columns[axis] for axis in axes], dtype=np.float64).T for name, axes in POSITIONS.items()
+        }
+        return CellTable(tuple(columns["token"]), np.array(columns["photos"], dtype=np.int64), positions)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of cells: {error}") from None
 
 
-def classes(params: Params, scale: str, table: str, index: Index) -> Sequence[str]:
-    """What the outputs of a table's nets mean, in order: its cells, or else the classes of the data."""
-    wanted = params.tables[table].cells
-    return index.classes if wanted is None else read_cells(paths.cells(scale, wanted.partition)).tokens
+def made_of(params: Params, scale: str, name: str) -> dict[str, Any]:
+    """All that the partition `name` depends on: its values, and the digest of the shards that it is made of."""
+    partition = params.partition(name, scale)
+    return {**partition.model_dump(), "digest": read_given(paths.shards(scale, partition.dataset)).digest}
+
+
+def current_cells(params: Params, scale: str, name: str) -> CellTable:
+    """The cells of the partition `name`. Raises ValueError with the command that makes them where there are none, or
+    where they were made of other photos or with other values.
+    """
+    folder = paths.cells(scale, name)
+    found = None
+    if not (folder / ORIGIN).exists():
+        found = f"{folder / TABLE} does not exist"
+    elif read_json(folder / ORIGIN) != made_of(params, scale, name):
+        found = f"{folder} is of other photos, or of other values in params.yaml"
+    if found is not None:
+        raise ValueError(f"{found}; make it with: python -m pipelines.cells {name} --scale {scale}")
+    return read_cells(folder)

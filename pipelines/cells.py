@@ -2,13 +2,13 @@
 
     python -m pipelines.cells planet_9800 [--scale paper]
 
-Reads the coordinates of a split's photos from its shards, and nothing else; splits the six faces of S2's cube until no
-cell holds more than `split_above` photos, and drops cells that hold fewer than `keep_from`. Writes `cells.csv` (token,
+Of a split's photos it is the coordinates alone that count. The six faces of S2's cube are split until no cell holds
+more than `split_above` photos, and cells that hold fewer than `keep_from` are dropped. Writes `cells.csv` (token,
 photos, centre and mean position of each cell) and a map of them.
 
-Each shard is read once; where there is much to read, by all of this machine's processes or by the Ray cluster that
-RAY_ADDRESS names. The parent holds 8 bytes a photo, 0.8 GB of 100 million, and sorts them in place; a worker holds the
-places of one shard.
+Each shard is verified and then read; where there are many, by all of this machine's processes or by the Ray cluster
+that RAY_ADDRESS names. The parent holds 8 bytes a photo, 0.8 GB of 100 million, and sorts them in place; a worker holds
+the places of one shard.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines import paths
-from pipelines.cell_table import CellTable, write_cells
+from pipelines.cell_table import CellTable, made_of, write_cells
 from pipelines.command import end_process, run_stage
 from pipelines.config import Params
 from pipelines.files import locked
@@ -38,6 +39,7 @@ def cells(params: Params, scale: str, name: str) -> None:
     """Make the partition `name`: all of its folder, or nothing."""
     wanted = params.partition(name, scale)
     shards, folder = paths.shards(scale, wanted.dataset), paths.cells(scale, name)
+    origin = made_of(params, scale, name)
     leaves = read_leaves(shards, wanted.split)
 
     from tasks import geocells, s2
@@ -48,7 +50,7 @@ def cells(params: Params, scale: str, name: str) -> None:
     positions = {"centre": s2.centres(found.cells), "mean": geocells.means(leaves, found.cells)}
     table = CellTable(tuple(s2.token(cell) for cell in found.cells.tolist()), found.photos, positions)
     with locked(folder.parent):
-        _write(folder, table, found.cells)
+        _write(folder, table, origin, found.cells)
     kept = int(found.photos.sum())
     log.info(
         "%s: %s cells of %s photos, the largest of %s; %s photos are in cells of fewer than %d",
@@ -82,16 +84,19 @@ def _shard_leaves(shards: Path, shard: Shard) -> npt.NDArray[np.uint64]:
         if "latitude" not in fields:
             raise ValueError(f"{shards / shard.name}: sample {number} has no latitude; it has {', '.join(fields)}")
         places[number] = fields["latitude"], fields["longitude"]
-    return s2.leaves(places[:, 0], places[:, 1])
+    try:
+        return s2.leaves(places[:, 0], places[:, 1])
+    except ValueError as error:
+        raise ValueError(f"{shards / shard.name}: {error}") from None
 
 
-def _write(folder: Path, table: CellTable, ids: npt.NDArray[np.uint64]) -> None:
+def _write(folder: Path, table: CellTable, origin: dict[str, Any], ids: npt.NDArray[np.uint64]) -> None:
     from pipelines.pictures.world import cell_map
 
     fresh = folder.with_name(f".{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write_cells(fresh, table)
+    write_cells(fresh, table, origin)
     for suffix, content in cell_map(ids, table.photos).items():
         (fresh / f"cells{suffix}").write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.crawl import Crawl
 from pipelines.section import Positive, Section, Seed, parsed, read_yaml
@@ -77,6 +77,12 @@ class Partition(Section):
     split_above: Positive  # photos; a cell with more is split
     keep_from: Positive  # photos; a cell with fewer is dropped
 
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Partition:
+        if self.keep_from > self.split_above:
+            raise ValueError(f"keep_from {self.keep_from} is above split_above {self.split_above}")
+        return self
+
 
 class Cells(Section):
     """The classes of a geolocation net, and what a class stands for."""
@@ -95,7 +101,7 @@ class Table(Section):
     dataset: str
     cells: Cells | None = None  # null: the classes are those of the data
     test: Test
-    further_tests: dict[str, Test] = {}
+    further_tests: dict[Annotated[str, Field(pattern="^[a-z0-9]+$")], Test] = {}
     num_outputs: Positive  # the paper's: what parameters are counted at
     runs: dict[str, dict[str, Any]]
 
@@ -142,7 +148,10 @@ class Params(Section):
                 for key, test in table.further_tests.items():
                     _one_of(test.dataset, scale.datasets, f"tables.{table_name}.further_tests.{key}.dataset")
                 if table.cells is not None:
-                    _one_of(table.cells.partition, scale.partitions, f"tables.{table_name}.cells.partition")
+                    where = f"tables.{table_name}.cells.partition"
+                    made_of = scale.partitions[_one_of(table.cells.partition, scale.partitions, where)].dataset
+                    if made_of != table.dataset:  # dvc.yaml has the cells depend on it
+                        raise ValueError(f"{where}: {table.cells.partition} is of {made_of}, not of {table.dataset}")
                 _one_of(table_name, scale.recipes, f"scales.{scale_name}.recipes: table")
                 for name in scale.recipes[table_name].runs:
                     _one_of(name, table.runs, f"scales.{scale_name}.recipes.{table_name}.runs: run")

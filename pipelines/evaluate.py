@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cell_table, paths, tracking
+from pipelines import paths, tracking
+from pipelines.cell_table import current_cells
 from pipelines.command import end_process, run_stage
-from pipelines.config import Params, Table
+from pipelines.config import Cells, Params, Table
 from pipelines.files import write_json
 from pipelines.page import csv_text
-from pipelines.plan import row_folder, trained
+from pipelines.plan import classes_of, row_folder, trained
 from pipelines.shards import Index, read_index
 from pipelines.training.run import Run
 
@@ -89,7 +90,7 @@ def read_tests(params: Params, scale: str, table_name: str) -> list[TestData]:
     from tasks.base import TestSet
 
     table = params.tables[table_name]
-    places = None if table.cells is None else _places(paths.cells(scale, table.cells.partition), table.cells.position)
+    places = _places(params, scale, table.cells)
     found = []
     for name, test in {"": table.test, **table.further_tests}.items():
         shards = paths.shards(scale, test.dataset)
@@ -98,7 +99,7 @@ def read_tests(params: Params, scale: str, table_name: str) -> list[TestData]:
             log.warning("%s is not given: %s goes without it", test.dataset, table_name)
             continue
         reader = SplitReader(shards, test.split)
-        classes = cell_table.classes(params, scale, table_name, index)
+        classes = classes_of(params, scale, table_name, index)
         pairs = read_pairs(paths.raw(scale, test.dataset), index.dataset, reader)
         test_set = TestSet(classes, pairs, places)
         found.append(TestData(name, test.dataset, test.split, shards, index, reader, test_set))
@@ -112,11 +113,13 @@ def _shown(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {value:.3f}" for key, value in shown.items())
 
 
-def _places(folder: Path, position: str) -> Places:
+def _places(params: Params, scale: str, wanted: Cells | None) -> Places | None:
     from tasks.base import Places
 
-    table = cell_table.read_cells(folder)
-    return Places(table.positions[position], table.photos)
+    if wanted is None:
+        return None
+    table = current_cells(params, scale, wanted.partition)
+    return Places(table.positions[wanted.position], table.photos)
 
 
 def _data(table: Table, record: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,13 @@ class Paper(Section):
     tables: dict[str, Annotated[Runs | Layers | Costs, Field(discriminator="kind")]]
     figures: dict[str, Figure]
 
+    @model_validator(mode="after")
+    def _compares_what_was_kept(self) -> Paper:
+        for name, table in self.runs.items():
+            if table.compare and self.data[table.data].part:  # photo by photo, of which there are the first test set's
+                raise ValueError(f"table {name}: compare is for a run's own test set, not {self.data[table.data].part}")
+        return self
+
     @property
     def runs(self) -> dict[str, Runs]:
         """The tables whose rows were trained, by name."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipelines import cell_table, paths
+from pipelines import paths
+from pipelines.cell_table import current_cells
 from pipelines.config import Params
 from pipelines.files import digest
 from pipelines.shards import Index, read_given
@@ -235,13 +236,18 @@ def make_plan(params: Params, scale: str, table: str, only: str | None = None) -
     python = {path for folder in CODE for path in Path(folder).rglob("*.py")} | {SHARDS}
     code = rows.code_digest(python - HARMLESS)
     index = read_given(shards)
-    classes = tuple(cell_table.classes(params, scale, table, index))
-    return Plan(params, scale, table, planned, shards, index, classes, code)
+    return Plan(params, scale, table, planned, shards, index, classes_of(params, scale, table, index), code)
 
 
 def _closure(name: str, needs: Mapping[str, list[str]]) -> set[str]:
     """A run and all that it needs, as far as they lead."""
     return {name}.union(*(_closure(wanted, needs) for wanted in needs[name]))
+
+
+def classes_of(params: Params, scale: str, table: str, index: Index) -> tuple[str, ...]:
+    """What the outputs of a table's nets mean, in order: its cells, or else the classes of the data of `index`."""
+    wanted = params.tables[table].cells
+    return index.classes if wanted is None else current_cells(params, scale, wanted.partition).tokens
 
 
 def row_folder(params: Params, scale: str, name: str) -> Path:
@@ -266,7 +272,7 @@ def trained(params: Params, scale: str, name: str) -> dict[str, Any]:
         found = "it was trained on other shards"
     elif not _is_of(params.runs(table, scale)[name], record):
         found = "it was trained with other params"
-    elif params.tables[table].cells and record["classes"] != list(cell_table.classes(params, scale, table, index)):
+    elif params.tables[table].cells and record["classes"] != list(classes_of(params, scale, table, index)):
         found = "it was trained for other cells"
     else:
         return record

@@ -72,8 +72,8 @@ def sign_test(gained: int, lost: int) -> float:
 def independent_difference(first: int, first_samples: int, second: int, second_samples: int) -> Difference:
     """How two shares differ of which only the counts are known, so that their samples are taken for different ones.
 
-    It is significant where the interval excludes 0. Of the same samples they differ less by chance, so the interval is
-    then too wide. Neither share may be 0 or 1.
+    It is significant where the interval excludes 0. Of the same samples they differ less by chance, as a rule, so that
+    the interval is then too wide. Neither share may be 0 or 1.
     """
     for correct, samples in ((first, first_samples), (second, second_samples)):
         assert 0 < correct < samples, f"{correct} of {samples}: no resample of them would differ"

@@ -4,7 +4,7 @@ The colour of the ground tells the continent, the shape on it which of the conti
 which of the country's two cities, and how light the ground is, which overlaps, in which of three districts. What is
 mistaken for what decides how far off a guess is: photos of a district lie within a km or so, its suburb is 8 km from a
 city's centre, its town 90 km; the other city is 400 km away, the other country 1,000 to 1,900 km, other continents more
-than 5,000 km. One city lies on both sides of the antimeridian.
+than 5,000 km. Two cities lie on both sides of the antimeridian.
 
 Some cities have many times the photos of others, and a few photos are from where there is nothing else.
 
@@ -106,7 +106,7 @@ _SHARES = tuple(accumulate(share for _, share, _ in DISTRICTS))
 
 
 def home(number: int) -> City:
-    """Where the photographer of that number lives: of each ten in a row, so many in a city as its weight says."""
+    """Where the photographer of that number lives: of as many in a row as all weights, each city has its own."""
     return _city(number * GOLDEN % 1)
 
 

@@ -14,7 +14,7 @@ import yaml
 from pipelines.config import load
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("fetch", "shard", "train", "evaluate", "report")
+STAGES = ("fetch", "shard", "cells", "train", "evaluate", "report")
 RAY_MODULES = {"async_backend", "cluster", "launch", "loop", "pool"}
 LAYERS = {  # of pipelines: what each package may import of it beside itself
     "pictures": {"figures", "page", "tables"},
@@ -90,15 +90,24 @@ def test_help_comes_without_heavy_imports(stage):
     assert "--scale" in answer.stdout
 
 
-@pytest.mark.parametrize("stage", ["fetch", "shard", "train", "evaluate"])
-def test_a_mistake_is_one_line_and_exit_code_1(stage):
+@pytest.mark.parametrize(
+    ("stage", "known"),
+    [
+        ("fetch", "imagenet"),
+        ("shard", "imagenet"),
+        ("cells", "planet_9800"),
+        ("train", "imagenet"),
+        ("evaluate", "imagenet"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(stage, known):
     command = [sys.executable, "-m", f"pipelines.{stage}", "nothing_of_that_name"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
     assert "'nothing_of_that_name' is unknown; there are: " in line
-    assert "imagenet" in line
+    assert known in line
 
 
 def definitions():
@@ -141,8 +150,11 @@ def test_stages_depend_on_the_data_and_the_tables_that_their_runs_need():
         files = {run.init_from for run in runs if run.init_from and params.table_of(run.init_from) is None}
         assert files <= set(definitions()[f"train_{name}"]["deps"])
         trained = {f"results/${{item.scale}}/{other}/train" for other in others}
-        assert shards | trained <= set(definitions()[f"train_{name}"]["deps"])
-        tested = shards | {f"data/${{item.scale}}/shards/{table.test.dataset}", f"results/${{item.scale}}/{name}/train"}
+        cells = {f"data/${{item.scale}}/cells/${{tables.{name}.cells.partition}}"} if table.cells else set()
+        assert shards | cells | trained <= set(definitions()[f"train_{name}"]["deps"])
+        tests = {test.dataset for test in (table.test, *table.further_tests.values())}
+        tested = {f"data/${{item.scale}}/shards/{test}" for test in tests}
+        tested |= shards | cells | {f"results/${{item.scale}}/{name}/train"}
         assert tested <= set(definitions()[f"evaluate_{name}"]["deps"])
         for part in ("train", "evaluation", "metrics.json"):
             assert f"results/${{item.scale}}/{name}/{part}" in definitions()["report"]["deps"]

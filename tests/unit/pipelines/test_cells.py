@@ -3,13 +3,15 @@
 import csv
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import simplejpeg
 
+from pipelines import cells as stage
 from pipelines import paths, tracking
-from pipelines.cell_table import COLUMNS, CellTable, read_cells, write_cells
+from pipelines.cell_table import COLUMNS, CellTable, current_cells, read_cells, write_cells
 from pipelines.cells import cells, read_leaves
 from pipelines.config import Params, load
 from pipelines.evaluate import evaluate
@@ -21,6 +23,7 @@ from tasks import geocells, s2
 
 CITIES = ((48.85, 2.35), (-33.87, 151.21), (35.68, 139.69))  # the brighter channel says which
 LONELY = (-55.0, -140.0)
+ELSEWHERE = (10.0, -70.0)  # where photos of the other split are
 EACH = 20
 
 
@@ -66,16 +69,18 @@ def project(tmp_path_factory):
         patch.setattr(tracking, "sending", lambda: nullcontext(lambda spool: None))
         patch.setattr(tracking, "send", lambda spools: None)
         lonely = [(LONELY, 0), (LONELY, 1)]
-        write(paths.shards("small", "yfcc100m_geo"), {"train": [*photos(60, 0), *lonely]})
+        write(paths.shards("small", "yfcc100m_geo"), {"train": [*photos(60, 0), *lonely], "val": [(ELSEWHERE, 0)] * 40})
         write(paths.shards("small", "im2gps"), {"test": photos(30, 1)})
         write(paths.shards("small", "im2gps3k"), {"test": photos(12, 2)})
+        cells(params(), "small", "few")
+        train(params(), "small", "geolocation")
         yield folder
 
 
-def params(**table):
+def params(keep_from=5, **table):
     sample = load().scales["sample"]
     base = sample.recipes["imagenet"].defaults
-    changes = {"resolution_divisor": 2, "epochs": 6, "batch_size": 8}
+    changes = {"resolution_divisor": 2, "epochs": 12, "batch_size": 8}
     changes["optimizer"] = {**base["optimizer"], "learning_rate": 0.02}
     changes["augment"] = {**base["augment"], "min_saturation": 1.0, "max_saturation": 1.0}
     values = {
@@ -93,7 +98,7 @@ def params(**table):
     small = {
         "datasets": {name: sample.datasets[name].model_dump() for name in names},
         "partitions": {
-            "few": {**places, "split_above": 30, "keep_from": 5},
+            "few": {**places, "split_above": 30, "keep_from": keep_from},
             "many": {**places, "split_above": 4, "keep_from": 1},
             "none": {**places, "split_above": 30, "keep_from": 25},
         },
@@ -103,7 +108,6 @@ def params(**table):
 
 
 def test_cells_are_made_of_the_training_photos_alone(project):
-    cells(params(), "small", "few")
     table = read_cells(paths.cells("small", "few"))
     ids = np.array([s2.from_token(token) for token in table.tokens], dtype=np.uint64)
     assert (ids[:-1] < ids[1:]).all()
@@ -122,7 +126,8 @@ def test_a_table_of_cells_reads_as_it_was_written(tmp_path):
         np.array([5, 6]),
         {"centre": s2.centres(ids), "mean": np.array([[10.0, 179.95], [-10.0, -179.95]])},
     )
-    write_cells(tmp_path, written)
+    write_cells(tmp_path, written, {"split_above": 7})
+    assert json.loads((tmp_path / "cells.json").read_text()) == {"split_above": 7}
     found = read_cells(tmp_path)
     assert found.tokens == written.tokens
     assert found.photos.tolist() == [5, 6]
@@ -131,18 +136,25 @@ def test_a_table_of_cells_reads_as_it_was_written(tmp_path):
         assert tuple(csv.DictReader(file).fieldnames) == COLUMNS
 
 
-def test_a_table_that_is_none_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"cells\.csv does not exist; make it with: python -m pipelines\.cells "):
-        read_cells(tmp_path)
-    (tmp_path / "cells.csv").write_text("token,count\n89c,5\n")
-    with pytest.raises(ValueError, match=r"cells\.csv has the columns token, count; they must be token, photos"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("token,count\n89c,5\n", r"cells\.csv has the columns token, count; they must be token, photos"),
+        ("", r"cells\.csv has the columns none; they must be"),
+        (",".join(COLUMNS) + "\n", r"cells\.csv is no table of cells"),
+        (",".join(COLUMNS) + "\n89c,5,x,0,0,0\n", r"cells\.csv is no table of cells: .*'x'"),
+    ],
+)
+def test_a_table_that_is_none_is_named(tmp_path, text, message):
+    (tmp_path / "cells.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
         read_cells(tmp_path)
 
 
 def test_a_map_lies_beside_the_table_and_nothing_else(project):
     cells(params(), "small", "many")
     folder = paths.cells("small", "many")
-    assert {path.name for path in folder.iterdir()} == {"cells.csv", "cells.png", "cells.svg"}
+    assert {path.name for path in folder.iterdir()} == {"cells.csv", "cells.json", "cells.png", "cells.svg"}
     assert (folder / "cells.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.parent.glob(".*.fresh"))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -155,6 +167,8 @@ def test_a_partition_without_cells_is_refused_and_leaves_nothing(project):
     with pytest.raises(ValueError, match="partition none: no cell holds keep_from 25 of the 62 photos"):
         cells(params(), "small", "none")
     assert not paths.cells("small", "none").exists()
+    with pytest.raises(ValueError, match="few: keep_from 31 is above split_above 30"):
+        params(keep_from=31)
     with pytest.raises(ValueError, match="partition 'more' is unknown; there are: few, many, none"):
         cells(params(), "small", "more")
 
@@ -173,8 +187,6 @@ def test_photos_without_a_place_are_refused(tiny_shards):
 
 
 def test_a_net_learns_cells_and_is_measured_in_kilometres_on_each_test_set(project):
-    cells(params(), "small", "few")
-    train(params(), "small", "geolocation")
     evaluate(params(), "small", "geolocation")
     (found,) = json.loads((project / "results/small/geolocation/metrics.json").read_text())["runs"].values()
     assert (found["num_outputs"], found["num_classes"], found["samples"], found["eval_samples"]) == (3, 0, 30, 30)
@@ -204,16 +216,17 @@ def test_a_test_set_that_is_not_given_is_left_out_and_said_so(project, caplog):
     folder = paths.shards("small", "im2gps3k")
     whole = (folder / "index.json").read_bytes()
     (folder / "index.json").write_bytes(Index("im2gps3k", (), {}, {}, {}).to_json())
-    with caplog.at_level("WARNING"):
-        evaluate(params(), "small", "geolocation")
-    (folder / "index.json").write_bytes(whole)
+    try:
+        with caplog.at_level("WARNING"):
+            evaluate(params(), "small", "geolocation")
+    finally:
+        (folder / "index.json").write_bytes(whole)
     (found,) = json.loads((project / "results/small/geolocation/metrics.json").read_text())["runs"].values()
     assert not [key for key in found if key.startswith("im2gps3k")]
     assert "im2gps3k is not given: geolocation goes without it" in caplog.text
 
 
 def test_other_cells_are_other_classes_and_the_row_is_trained_again(project):
-    cells(params(), "small", "few")
     assert make_plan(params(), "small", "geolocation").unfinished(None) == []
     cells(params(), "small", "many")
     finer = params(cells={"partition": "many", "position": "mean"})
@@ -225,7 +238,7 @@ def test_other_cells_are_other_classes_and_the_row_is_trained_again(project):
 
 
 def test_cells_that_are_not_made_yet_and_a_table_without_any_are_refused(project):
-    with pytest.raises(ValueError, match="make it with: python -m pipelines.cells none"):
+    with pytest.raises(ValueError, match="make it with: python -m pipelines.cells none --scale small"):
         make_plan(params(cells={"partition": "none", "position": "mean"}), "small", "geolocation")
     with pytest.raises(ValueError, match="run small_net: task geolocation chooses among cells"):
         make_plan(params(cells=None), "small", "geolocation").check("small_net")
@@ -233,8 +246,37 @@ def test_cells_that_are_not_made_yet_and_a_table_without_any_are_refused(project
         params(cells={"partition": "more", "position": "mean"})
 
 
-def test_the_digest_of_the_shards_does_not_depend_on_the_cells(project):
-    assert make_plan(params(), "small", "geolocation").index == read_index(paths.shards("small", "yfcc100m_geo"))
+def test_cells_of_other_values_or_other_photos_are_not_used(project):
+    assert current_cells(params(), "small", "few").photos.tolist() == [20, 20, 20]
+    again = "few is of other photos, or of other values in params.yaml; make it with: python -m pipelines.cells few"
+    with pytest.raises(ValueError, match=again):
+        make_plan(params(keep_from=4), "small", "geolocation")
+    index = paths.shards("small", "yfcc100m_geo") / "index.json"
+    whole = index.read_bytes()
+    try:
+        index.write_bytes(replace(read_index(index.parent), skipped={"placeholder": 1}).to_json())
+        with pytest.raises(ValueError, match=again):
+            evaluate(params(), "small", "geolocation")
+    finally:
+        index.write_bytes(whole)
+
+
+def test_cells_must_be_of_the_data_that_are_learned_from():
+    with pytest.raises(ValueError, match=r"cells\.partition: few is of yfcc100m_geo, not of im2gps"):
+        params(dataset="im2gps")
+
+
+def test_a_further_test_set_has_a_plain_name():
+    with pytest.raises(ValueError, match="further_tests"):
+        params(further_tests={"": {"dataset": "im2gps3k", "split": "test"}})
+
+
+@pytest.mark.slow
+def test_several_processes_read_the_same_places(project, monkeypatch):
+    shards = paths.shards("small", "yfcc100m_geo").absolute()
+    alone = read_leaves(shards, "train")
+    monkeypatch.setattr(stage, "FEW_PHOTOS", 0)
+    assert read_leaves(shards, "train").tolist() == alone.tolist()
 
 
 def test_every_photo_of_a_cell_is_assigned_to_it(project):

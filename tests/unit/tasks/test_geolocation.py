@@ -1,6 +1,9 @@
 """Labels of photos by the cells that hold them, and what is learned of photos that none holds."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from tasks import TASKS, s2
 from tasks.geolocation import GEOLOCATION, NO_CELL, batch_metrics, collator, loss
 
+ROOT = Path(__file__).parents[3]
 PARIS, SYDNEY, ATLANTIC = (48.85, 2.35), (-33.87, 151.21), (30.0, -40.0)
 
 
@@ -82,3 +86,32 @@ def test_the_task_is_registered_and_predicts_probabilities():
     predicted = GEOLOCATION.predict(torch.tensor([[0.0, math.log(3)]], dtype=torch.bfloat16))
     assert predicted.dtype == torch.float32
     assert predicted.tolist() == [pytest.approx([0.25, 0.75], abs=1e-2)]
+
+
+MEASURE = """
+import torch
+from tasks.geolocation import loss
+from tasks.nets import NetSpec, build
+from tasks.optim import FlatState, LocalOptimizer, RMSprop, Staircase, finish_gradient
+from tests.memory import peak_kib
+net = build(NetSpec("mobilenet", num_classes=26263)).to(memory_format=torch.channels_last)
+before = peak_kib()
+rule, rate = RMSprop(0.9, 0.9, 1.0), Staircase(0.045, 0.94, 1000, 0)
+optimizer = LocalOptimizer(
+    net, lambda flat: finish_gradient(flat, 4e-5, 2.0), lambda weights: FlatState(weights, rule, rate, 0.9999)
+)
+for _ in range(2):
+    optimizer.zero_grad()
+    loss(net(torch.randn(32, 3, 64, 64)), {"label": torch.arange(32)}).backward()
+    optimizer.step()
+print((peak_kib() - before) / 1024, 4 * sum(p.numel() for p in net.parameters()) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_planets_number_of_cells_costs_a_training_step_some_copies_of_the_weights_and_no_more():
+    """Gradient, mean square, momentum and average beside the weights, and what a step needs for a while."""
+    answer = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, cwd=ROOT)
+    used, weights = map(float, answer.stdout.split())
+    assert 110 < weights < 120  # MiB: 26,263 x 1,024 of 30 million are the last layer
+    assert used < 6 * weights
