@@ -25,6 +25,8 @@ from torch.func import functional_call
 from tasks.nets.mobilenet import Conv, DepthSepConv, build_layer
 from tasks.nets.spec import NetSpec
 
+IMAGES = 2  # that a net is run on, for BatchNorm in training mode refuses 1x1 of one
+
 
 class Cost(NamedTuple):
     """Mult-Adds on one image, and weights."""
@@ -88,7 +90,7 @@ def layer_table(net: nn.Module, input_size: int) -> list[LayerRow]:
     loss and no module of the net. Other pools have no row: Table 1 has none.
     """
     rows, output = _trace(net, (3, input_size, input_size))
-    return [*rows, LayerRow("", "softmax", "Softmax / s1", "Classifier", f"1x1x{output[1]}", 0, 0)]
+    return [*rows, LayerRow("", "softmax", "Softmax / s1", "Classifier", f"1x1x{output.shape[1]}", 0, 0)]
 
 
 def one_layer_example() -> dict[str, Cost]:
@@ -113,23 +115,26 @@ def _sum(costs: Iterable[Cost]) -> Cost:
     return Cost(sum(cost.mult_adds for cost in costs), sum(cost.parameters for cost in costs))
 
 
-def _trace(net: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[LayerRow], torch.Size]:
-    """The layers that run on one input (channels, height, width), and the output's shape. The net stays as it was."""
-    rows: list[LayerRow] = []
+def _trace(net: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[LayerRow], Any]:
+    """The layers that run on one input (channels, height, width), and the net's output. The net stays as it was."""
+    rows: dict[str, LayerRow] = {}
     state = {name: value.to("meta") for name, value in chain(net.named_parameters(), net.named_buffers())}
-    images = torch.empty(2, *input_shape, device="meta")  # two, for BatchNorm in training mode refuses 1x1 of one
+    images = torch.empty(IMAGES, *input_shape, device="meta")
     with ExitStack() as hooks, torch.no_grad():
         for name, module in net.named_modules():
             if any(isinstance(module, kind) for kind in _DESCRIBED):
-                hook = module.register_forward_hook(partial(_append_row, rows, name))
+                hook = module.register_forward_hook(partial(_add_row, rows, name))
                 hooks.callback(hook.remove)
         output = functional_call(net, state, (images,))
-    return rows, output.shape
+    return [row._replace(mult_adds=row.mult_adds // IMAGES) for row in rows.values()], output
 
 
-def _append_row(rows: list[LayerRow], name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+def _add_row(rows: dict[str, LayerRow], name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    """A layer that runs on many parts of an image, or once for each image, has one row."""
     describe = next(function for kind, function in _DESCRIBED.items() if isinstance(module, kind))
-    rows.append(describe(name, module, inputs[0].shape, output.shape))
+    row = describe(name, module, inputs[0].shape, output.shape)
+    before = rows[name].mult_adds if name in rows else 0
+    rows[name] = row._replace(mult_adds=before + row.mult_adds)
 
 
 def _convolution(name: str, layer: nn.Conv2d, before: torch.Size, after: torch.Size) -> LayerRow:
@@ -142,7 +147,7 @@ def _convolution(name: str, layer: nn.Conv2d, before: torch.Size, after: torch.S
         type=f"Conv{' dw' if depthwise else ''} / s{layer.stride[0]}",
         filter=f"{kernel}x{channels} dw" if depthwise else f"{kernel}x{channels // layer.groups}x{after[1]}",
         input=f"{height}x{width}x{channels}",
-        mult_adds=layer.weight.numel() * math.prod(after[2:]),
+        mult_adds=layer.weight.numel() * after[0] * math.prod(after[2:]),
         parameters=layer.weight.numel(),
     )
 
@@ -150,7 +155,7 @@ def _convolution(name: str, layer: nn.Conv2d, before: torch.Size, after: torch.S
 def _fully_connected(name: str, layer: nn.Linear, before: torch.Size, after: torch.Size) -> LayerRow:
     weights = layer.weight.numel()
     shape = f"{before[-1]}x{after[-1]}"
-    return LayerRow(name, "fully connected", "FC / s1", shape, f"1x1x{before[-1]}", weights, weights)
+    return LayerRow(name, "fully connected", "FC / s1", shape, f"1x1x{before[-1]}", weights * after[0], weights)
 
 
 def _average_pool(name: str, _: nn.Module, before: torch.Size, after: torch.Size) -> LayerRow:

@@ -31,7 +31,7 @@ the last layer is linear in place of the same 1x1 convolution; no atrous layers 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import NamedTuple
 
@@ -114,15 +114,17 @@ class MobileNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.pool(self.body(self._placed(images))).flatten(1)))
 
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Every layer's output by the layer's name, in order and lying as the images do, for heads other than logits.
+    def features(self, images: Tensor, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """Layers' outputs by the layer's name, in order and lying as the images do, for heads other than logits.
 
+        names: of the layers that are asked for, all of them by default; to turn a map costs a copy.
         A layer that halves its input of side n returns ceil(n / 2). slim's endpoint `Conv2d_11_pointwise` is "conv11".
         """
         maps, current = {}, self._placed(images)
         for name, layer in self.body.named_children():
             current = layer(current)
-            maps[name] = current.flip(2, 3) if self.turned else current
+            if names is None or name in names:
+                maps[name] = current.flip(2, 3) if self.turned else current
         return maps
 
     def _placed(self, images: Tensor) -> Tensor:

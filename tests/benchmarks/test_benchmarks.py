@@ -34,3 +34,14 @@ def test_asking_a_teacher_is_set_beside_its_stored_predictions(tmp_path: Path) -
     assert {name: len(values) for name, values in seconds.items()} == {"asked": 2, "stored": 2, "storing": 2}
     wanted = [asked / stored for asked, stored in zip(seconds["asked"], seconds["stored"], strict=True)]
     assert figures["ratios"] == wanted
+
+
+def test_cocos_figures_are_set_beside_pycocotools(tmp_path: Path) -> None:
+    options = ("--images", "40", "--detections", "20", "--rounds", "2")
+    said = run("bench_coco_ap", *options, "--json", str(tmp_path / "coco.json"))
+    assert "x pycocotools" in said
+    figures = json.loads((tmp_path / "coco.json").read_text())
+    peer, ours = figures["pycocotools"]["seconds"], figures["CocoAP"]["seconds"]
+    assert figures["CocoAP"]["ratios"] == [theirs / own for theirs, own in zip(peer, ours, strict=True)]
+    assert {len(figure["seconds"]) for figure in figures.values()} == {2}
+    assert all(figure["memory_mib"] >= 0 for figure in figures.values())

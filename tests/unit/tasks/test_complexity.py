@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks.nets import NETS, NetSpec, build
+from tasks.nets import CLASSIFIERS, NetSpec, build
 from tasks.nets.complexity import Cost, LayerRow, count, layer_table, one_layer_example
 
 RESOLUTIONS = (224, 192, 160, 128)
@@ -123,7 +123,7 @@ def test_table_1() -> None:
 
 @pytest.mark.parametrize(
     ("net", "size"),
-    [(net, 224) for net in NETS if net != "inception_v3"]
+    [(net, 224) for net in CLASSIFIERS if net != "inception_v3"]
     + [("inception_v3", 299), ("mobilenet", 75), ("alexnet", 101)],
 )
 def test_agrees_with_torchs_flop_counter(net: str, size: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from pipelines.training.job import net_spec
 from pipelines.training.loop import WEIGHTS, train_local
 from pipelines.training.origins import Initial, Origin, head_of, initial, initialise, load_weights
-from tasks.nets import NETS, NetSpec, build
+from tasks.nets import CLASSIFIERS, NetSpec, build
 
 SPEC = NetSpec("mobilenet", width=0.25, num_classes=3)
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
     assert refused > 200
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_last_layer_is_what_depends_on_the_number_of_classes(name):
     with torch.device("meta"):
         net, other = (build(NetSpec(name, num_classes=classes)).state_dict() for classes in (7, 9))
