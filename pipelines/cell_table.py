@@ -7,6 +7,8 @@ The S2 tokens, in the order of the net's outputs, are the names of the classes; 
 from __future__ import annotations
 
 import csv
+import io
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from pipelines import paths
 from pipelines.config import Params
-from pipelines.files import read_json, write_json
+from pipelines.files import read_json
 from pipelines.shards import read_given
 
 TABLE, ORIGIN = "cells.csv", "cells.json"
@@ -32,19 +34,19 @@ class CellTable(NamedTuple):
     positions: dict[str, npt.NDArray[np.float64]]
 
 
-def write_cells(folder: Path, table: CellTable, made_of: dict[str, Any]) -> None:
-    """Write `cells.csv` and `cells.json`."""
+def cell_files(table: CellTable, made_of: dict[str, Any]) -> dict[str, bytes]:
+    """`cells.csv` and `cells.json`, by name."""
     places = np.concatenate([table.positions[name] for name in POSITIONS], axis=1).tolist()
-    with (folder / TABLE).open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for token, photos, place in zip(table.tokens, table.photos.tolist(), places, strict=True):
-            rows.writerow((token, photos, *(f"{degrees:.{DECIMALS}f}" for degrees in place)))
-    write_json(folder / ORIGIN, made_of)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for token, photos, place in zip(table.tokens, table.photos.tolist(), places, strict=True):
+        rows.writerow((token, photos, *(f"{degrees:.{DECIMALS}f}" for degrees in place)))
+    return {TABLE: text.getvalue().encode(), ORIGIN: (json.dumps(made_of, indent=2) + "\n").encode()}
 
 
 def read_cells(folder: Path) -> CellTable:
-    """What `write_cells` wrote. Raises ValueError that names the file where it holds something else."""
+    """The table of `cell_files`. Raises ValueError that names the file where it holds something else."""
     path = folder / TABLE
     with path.open(newline="") as file:
         header, *rows = [*csv.reader(file)] or [[]]

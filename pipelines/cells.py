@@ -14,19 +14,17 @@ the places of one shard.
 from __future__ import annotations
 
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines import paths
-from pipelines.cell_table import CellTable, made_of, write_cells
+from pipelines.cell_table import CellTable, cell_files, made_of
 from pipelines.command import end_process, run_stage
 from pipelines.config import Params
-from pipelines.files import locked
+from pipelines.files import locked, replace_folder
 from pipelines.pool import pool
 from pipelines.progress import counted
 from pipelines.shards import Shard, read_fields, read_split
@@ -42,6 +40,7 @@ def cells(params: Params, scale: str, name: str) -> None:
     origin = made_of(params, scale, name)
     leaves = read_leaves(shards, wanted.split)
 
+    from pipelines.pictures.world import cell_map
     from tasks import geocells, s2
 
     found = geocells.partition(leaves, wanted.split_above, wanted.keep_from)
@@ -49,8 +48,9 @@ def cells(params: Params, scale: str, name: str) -> None:
         raise ValueError(f"partition {name}: no cell holds keep_from {wanted.keep_from} of the {len(leaves):,} photos")
     positions = {"centre": s2.centres(found.cells), "mean": geocells.means(leaves, found.cells)}
     table = CellTable(tuple(s2.token(cell) for cell in found.cells.tolist()), found.photos, positions)
+    drawn = {f"cells{suffix}": content for suffix, content in cell_map(found.cells, found.photos).items()}
     with locked(folder.parent):
-        _write(folder, table, origin, found.cells)
+        replace_folder(folder, cell_files(table, origin) | drawn)
     kept = int(found.photos.sum())
     log.info(
         "%s: %s cells of %s photos, the largest of %s; %s photos are in cells of fewer than %d",
@@ -88,19 +88,6 @@ def _shard_leaves(shards: Path, shard: Shard) -> npt.NDArray[np.uint64]:
         return s2.leaves(places[:, 0], places[:, 1])
     except ValueError as error:
         raise ValueError(f"{shards / shard.name}: {error}") from None
-
-
-def _write(folder: Path, table: CellTable, origin: dict[str, Any], ids: npt.NDArray[np.uint64]) -> None:
-    from pipelines.pictures.world import cell_map
-
-    fresh = folder.with_name(f".{folder.name}.fresh")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write_cells(fresh, table, origin)
-    for suffix, content in cell_map(ids, table.photos).items():
-        (fresh / f"cells{suffix}").write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 from pipelines import paths, tracking
 from pipelines.cell_table import current_cells
 from pipelines.command import end_process, run_stage
-from pipelines.config import Cells, Params, Table
+from pipelines.config import Params, Table
 from pipelines.files import write_json
 from pipelines.page import csv_text
-from pipelines.plan import classes_of, row_folder, trained
+from pipelines.plan import row_folder, trained
 from pipelines.shards import Index, read_index
 from pipelines.training.run import Run
 
 if TYPE_CHECKING:
     from pipelines.pictures import Details, Images
     from pipelines.training.reader import SplitReader
-    from tasks.base import Evaluation, Pairs, Places, TestSet
+    from tasks.base import Evaluation, Pairs, TestSet
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64
@@ -87,10 +87,11 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
 def read_tests(params: Params, scale: str, table_name: str) -> list[TestData]:
     """The test sets of a table, its own first; of the further ones those that are given."""
     from pipelines.training.reader import SplitReader
-    from tasks.base import TestSet
+    from tasks.base import Places, TestSet
 
     table = params.tables[table_name]
-    places = _places(params, scale, table.cells)
+    cells = current_cells(params, scale, table.cells.partition) if table.cells else None
+    places = Places(cells.positions[table.cells.position], cells.photos) if table.cells and cells else None
     found = []
     for name, test in {"": table.test, **table.further_tests}.items():
         shards = paths.shards(scale, test.dataset)
@@ -99,7 +100,7 @@ def read_tests(params: Params, scale: str, table_name: str) -> list[TestData]:
             log.warning("%s is not given: %s goes without it", test.dataset, table_name)
             continue
         reader = SplitReader(shards, test.split)
-        classes = classes_of(params, scale, table_name, index)
+        classes = cells.tokens if cells else index.classes
         pairs = read_pairs(paths.raw(scale, test.dataset), index.dataset, reader)
         test_set = TestSet(classes, pairs, places)
         found.append(TestData(name, test.dataset, test.split, shards, index, reader, test_set))
@@ -111,15 +112,6 @@ def _shown(metrics: Mapping[str, float]) -> str:
     ends = ("_low", "_high")
     shown = {key: value for key, value in metrics.items() if isinstance(value, float) and not key.endswith(ends)}
     return ", ".join(f"{key} {value:.3f}" for key, value in shown.items())
-
-
-def _places(params: Params, scale: str, wanted: Cells | None) -> Places | None:
-    from tasks.base import Places
-
-    if wanted is None:
-        return None
-    table = current_cells(params, scale, wanted.partition)
-    return Places(table.positions[wanted.position], table.photos)
 
 
 def _data(table: Table, record: dict[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipelines import paths, tracking
 from pipelines.command import end_process, one_line_errors, stage_parser
 from pipelines.comparisons import comparisons, data_statement, departures, printed_comparisons, results_of
 from pipelines.config import Params, load
 from pipelines.figures import Curve, Point, accuracy_figure, loss_figure, staleness_figure
+from pipelines.files import replace_folder
 from pipelines.page import Picture, Section, csv_text, html_page, markdown_page
 from pipelines.paper import Figure, Paper, Runs, load_paper
 from pipelines.report_data import Inputs, Losses, read_inputs
@@ -206,18 +205,6 @@ def dvc_files(results: Mapping[str, Result], losses: Mapping[str, Losses]) -> di
         shown = {key: result[key] for key in DVC_METRICS if key in result}
         files[f"metrics/{run}.json"] = json.dumps(shown, indent=2) + "\n"
     return files
-
-
-def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put `files` in place as a whole folder, instead of what an earlier report left there."""
-    fresh = folder.with_name(f".{folder.name}.fresh")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name, content in files.items():
-        path = fresh / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

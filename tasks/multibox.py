@@ -34,23 +34,39 @@ class Assignment(NamedTuple):
     ignored: Tensor
 
 
-def assign(anchors: Tensor, boxes: Tensor, labels: Tensor, crowd: Tensor) -> Assignment:
+def assign(
+    anchors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    crowd: Tensor,
+    *,
+    object_iou: float = MATCH_IOU,
+    background_iou: float = MATCH_IOU,
+    best: bool = True,
+) -> Assignment:
     """The objects of N images to their anchors (N, A, 4), as `tasks.boxes.match` does it.
 
     boxes: (N, M, 4). labels: (N, M) int64, 0 for padding. crowd: (N, M) bool. Objects without area, which COCO has two
-    of, are left out; an anchor that lies in a crowd region by more than half is ignored, unless it has an object.
+    of, are left out. best: whether the best anchor of an object takes it in any case. Ignored are, unless they have an
+    object, anchors that overlap one by `background_iou` or more, that lie in a crowd region by more than half, or that
+    have no area.
     """
-    real = (labels > 0) & (areas(boxes) > 0)
-    matched = match(iou(boxes, anchors), real & ~crowd, MATCH_IOU)
-    found = matched >= 0
-    if boxes.shape[1] == 0:
-        return Assignment(torch.zeros_like(matched), anchors, torch.zeros_like(found))
-    index = matched.clamp(min=0)
-    its_labels = torch.where(found, labels.gather(1, index), 0)
-    its_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    inside = intersections(boxes, anchors) > CROWD_SHARE * areas(anchors)[:, None]
+    boxes = F.pad(boxes, (0, 0, 0, 1))  # one more that is absent: there is always one to look up
+    labels, crowd = F.pad(labels, (0, 1)), F.pad(crowd, (0, 1))
+    real, size = (labels > 0) & (areas(boxes) > 0), areas(anchors)
+    overlaps = torch.where((real & ~crowd)[..., None], iou(boxes, anchors), 0.0)
+    overlap, nearest = overlaps.max(dim=1)
+    matched = match(overlaps, real & ~crowd, object_iou) if best else torch.where(overlap >= object_iou, nearest, -1)
+    found, index = matched >= 0, matched.clamp(min=0)
+    inside = intersections(boxes, anchors) > CROWD_SHARE * size[:, None]
     in_crowd = (inside & (real & crowd)[..., None]).any(dim=1)
-    return Assignment(its_labels, torch.where(found[..., None], its_boxes, anchors), in_crowd & ~found)
+    ignored = (overlap >= background_iou) | in_crowd | (size <= 0)
+    its_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    return Assignment(
+        torch.where(found, labels.gather(1, index), 0),
+        torch.where(found[..., None], its_boxes, anchors),
+        ignored & ~found,
+    )
 
 
 def hard_negatives(losses: Tensor, positive: Tensor, ignored: Tensor) -> Tensor:

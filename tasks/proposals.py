@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.boxes import areas, decode, encode, intersections, iou, match, suppress
-from tasks.multibox import CROWD_SHARE, Assignment
+from tasks import multibox
+from tasks.boxes import decode, encode, suppress
+from tasks.multibox import Assignment
 
 PROPOSALS = 300
 PROPOSAL_IOU = 0.7  # above which of two proposals the less likely one is dropped
@@ -72,29 +73,15 @@ def propose(logits: Tensor, offsets: Tensor, anchors: Tensor) -> Tensor:
 
 
 def assign(candidates: Tensor, targets: dict[str, Tensor], rule: Minibatch) -> Assignment:
-    """What candidates (N, A, 4) stand for.
-
-    targets: as those of `tasks.multibox.assign`, by name. Ignored are, unless they have an object, candidates that
-    overlap one too much for the background, that lie in a crowd region by more than half, or that have no area.
-    """
-    boxes = F.pad(targets["boxes"], (0, 0, 0, 1))  # one more that is absent: there is always one to look up
-    labels, crowd = F.pad(targets["labels"], (0, 1)), F.pad(targets["crowd"], (0, 1))
-    real = (labels > 0) & (areas(boxes) > 0)
-    overlaps = torch.where((real & ~crowd)[..., None], iou(boxes, candidates), 0.0)
-    overlap, nearest = overlaps.max(dim=1)
-    matched = torch.where(overlap >= rule.object_iou, nearest, -1)
-    if rule.best:
-        matched = match(overlaps, real & ~crowd, rule.object_iou)
-    found, index = matched >= 0, matched.clamp(min=0)
-    size = areas(candidates)
-    inside = intersections(boxes, candidates) > CROWD_SHARE * size[:, None]
-    in_crowd = (inside & (real & crowd)[..., None]).any(dim=1)
-    ignored = (overlap >= rule.background_iou) | in_crowd | (size <= 0)
-    its_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    return Assignment(
-        torch.where(found, labels.gather(1, index), 0),
-        torch.where(found[..., None], its_boxes, candidates),
-        ignored & ~found,
+    """What candidates (N, A, 4) stand for by a stage's rule; targets as `tasks.multibox.assign` takes them, by name."""
+    return multibox.assign(
+        candidates,
+        targets["boxes"],
+        targets["labels"],
+        targets["crowd"],
+        object_iou=rule.object_iou,
+        background_iou=rule.background_iou,
+        best=rule.best,
     )
 
 

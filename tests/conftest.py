@@ -1,4 +1,4 @@
-"""A tiny data set and runs on it, for tests of what trains."""
+"""A tiny data set and runs on it, for tests of what trains, and what they train on."""
 
 import json
 
@@ -72,3 +72,24 @@ def make_job(tiny_shards, tmp_path):
         return Job(run, f"{run.name}-{folder.name}", tiny_shards, folder, samples, NUM_CLASSES, initial, teacher)
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """Small layers lose more to waiting threads than they gain, above all where other work runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def four_cpus():
+    """A Ray cluster of this machine, for the runs of a module."""
+    from pipelines.cluster import leave_cluster, use_cluster
+
+    use_cluster({"CPU": 4, "GPU": 0})
+    yield
+    leave_cluster()

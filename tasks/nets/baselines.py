@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tasks.nets.spec import NetSpec, check_input_size
+from tasks.nets.spec import NetSpec, check_input_size, refuse_width
 
 _NO_SIDE_HEADS = {"aux_logits": False, "init_weights": False}
 _TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,8 +48,7 @@ def baseline(spec: NetSpec) -> nn.Module:
     """
     from torchvision.models import get_model  # here, because it takes seconds and MobileNet does without
 
-    if spec.width != 1.0:
-        raise ValueError(f"width is {spec.width}; {spec.net} has no width multiplier, only 1.0 is allowed")
+    refuse_width(spec)
     name, options = _TORCHVISION[spec.net]
     net: nn.Module = get_model(name, weights=None, num_classes=spec.num_classes, dropout=spec.dropout, **options)
     for module in net.modules():

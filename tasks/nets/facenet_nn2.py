@@ -41,24 +41,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.nets.spec import NetSpec, check_input_size
+from tasks.nets.inception import Branches, Conv, MaxPool, chain, initialise
+from tasks.nets.spec import NetSpec, check_input_size, refuse_width
 
-LAST_LAYER_STDDEV = 0.01
 L2_POOL_EPSILON = 1e-6
-
-
-class Conv(NamedTuple):
-    """A square convolution, BatchNorm, ReLU."""
-
-    kernel: int
-    stride: int
-    depth: int
-
-
-class MaxPool(NamedTuple):
-    """A max pool of 3x3."""
-
-    stride: int
 
 
 class Inception(NamedTuple):
@@ -117,27 +103,12 @@ class FaceNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(channels, spec.num_classes)
-        self._initialise()
+        initialise(self.body, self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         check_input_size("facenet_nn2", min(images.shape[2:]))
         maps = self.body(images.contiguous(memory_format=torch.channels_last))
         return self.classifier(self.dropout(self.pool(maps).flatten(1)))
-
-    def _initialise(self) -> None:
-        """He's, from each layer's inputs (arXiv 1502.01852); the last layer's weights near 0. Biases 0."""
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.normal_(self.classifier.weight, std=LAST_LAYER_STDDEV)
-        nn.init.zeros_(self.classifier.bias)
-
-
-class Branches(nn.ModuleDict):
-    """Modules that share their input: (N, C, H, W) -> their outputs joined by channel."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return torch.cat([branch(maps) for branch in self.values()], dim=1)
 
 
 class L2Pool(nn.Module):
@@ -153,19 +124,20 @@ class L2Pool(nn.Module):
 
 def build_layer(layer: Layer, in_channels: int, spec: NetSpec) -> tuple[nn.Module, int]:
     """One row of a table and its depth: (N, in_channels, H, W) -> (N, depth, ceil(H / stride), ceil(W / stride))."""
+    convolutions = partial(chain, spec=spec, same=False)
     if isinstance(layer, MaxPool):
         return nn.MaxPool2d(3, stride=layer.stride, padding=1), in_channels
     if isinstance(layer, Conv):
-        return _chain(in_channels, [layer], spec), layer.depth
+        return convolutions(in_channels, [layer]), layer.depth
     assert layer.stride == 1 or (layer.conv1 == 0 and layer.pool == "max")
     branches: dict[str, nn.Module] = {}
     if layer.conv1:
-        branches["conv1"] = _chain(in_channels, [Conv(1, 1, layer.conv1)], spec)
-    branches["conv3"] = _chain(in_channels, [Conv(1, 1, layer.reduce3), Conv(3, layer.stride, layer.conv3)], spec)
-    branches["conv5"] = _chain(in_channels, [Conv(1, 1, layer.reduce5), Conv(5, layer.stride, layer.conv5)], spec)
+        branches["conv1"] = convolutions(in_channels, [Conv(1, 1, layer.conv1)])
+    branches["conv3"] = convolutions(in_channels, [Conv(1, 1, layer.reduce3), Conv(3, layer.stride, layer.conv3)])
+    branches["conv5"] = convolutions(in_channels, [Conv(1, 1, layer.reduce5), Conv(5, layer.stride, layer.conv5)])
     pool = L2Pool() if layer.pool == "l2" else nn.MaxPool2d(3, stride=layer.stride, padding=1)
     projection = [Conv(1, 1, layer.projection)] if layer.projection else []
-    branches["pool"] = nn.Sequential(pool, *_chain(in_channels, projection, spec))
+    branches["pool"] = nn.Sequential(pool, *convolutions(in_channels, projection))
     return Branches(branches), layer.conv1 + layer.conv3 + layer.conv5 + (layer.projection or in_channels)
 
 
@@ -175,16 +147,5 @@ def facenet_nn2(spec: NetSpec) -> FaceNet:
     It reads the spec's num_classes, dropout and BatchNorm values; padding, activation and min_depth are MobileNet's.
     Raises ValueError for a width other than 1.
     """
-    if spec.width != 1.0:
-        raise ValueError(f"width is {spec.width}; facenet_nn2 has no width multiplier, only 1.0 is allowed")
+    refuse_width(spec)
     return FaceNet(NN2, spec)
-
-
-def _chain(in_channels: int, layers: list[Conv], spec: NetSpec) -> nn.Sequential:
-    norm = partial(nn.BatchNorm2d, eps=spec.batch_norm_epsilon, momentum=1.0 - spec.batch_norm_decay)
-    parts: list[nn.Module] = []
-    for kernel, stride, depth in layers:
-        parts.append(nn.Conv2d(in_channels, depth, kernel, stride=stride, padding=kernel // 2, bias=False))
-        parts += [norm(depth), nn.ReLU(inplace=True)]
-        in_channels = depth
-    return nn.Sequential(*parts)

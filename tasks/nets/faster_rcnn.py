@@ -37,7 +37,7 @@ from tasks.nets.baselines import baseline
 from tasks.nets.frozen import freeze_batch_norm
 from tasks.nets.inception_v2 import InceptionV2, inception_v2
 from tasks.nets.mobilenet import MobileNet, mobilenet
-from tasks.nets.spec import NetSpec
+from tasks.nets.spec import NetSpec, refuse_width
 from tasks.proposals import ANCHORS, BOXES, draw, propose, stage_losses, take
 
 STRIDE = 16
@@ -169,17 +169,18 @@ def faster_rcnn_mobilenet(spec: NetSpec) -> FasterRCNN:
 
     It reads the spec's num_classes, padding, activation and epsilon. Raises ValueError for a width but 1.
     """
-    return _on_slim(mobilenet(_checked(spec)), 512, spec)
+    return _on_slim(mobilenet(spec), 512, spec)
 
 
 def faster_rcnn_inception_v2(spec: NetSpec) -> FasterRCNN:
     """Faster R-CNN on Inception V2, as `faster_rcnn_mobilenet` but that the activation is ReLU."""
-    return _on_slim(inception_v2(_checked(spec)), 576, spec)
+    return _on_slim(inception_v2(spec), 576, spec)
 
 
 def faster_rcnn_vgg(spec: NetSpec) -> FasterRCNN:
     """Faster R-CNN on VGG 16. It reads the spec's num_classes and dropout. Raises ValueError for a width but 1."""
-    body = baseline(replace(_checked(spec), net="vgg16"))
+    refuse_width(spec)
+    body = baseline(replace(spec, net="vgg16"))
     layers = body.get_submodule("features"), body.get_submodule("classifier")
     for part in layers:
         assert isinstance(part, nn.Sequential)
@@ -187,13 +188,8 @@ def faster_rcnn_vgg(spec: NetSpec) -> FasterRCNN:
     return FasterRCNN(body, _vgg_map, _vgg_features, 512, 4096, spec.num_classes)
 
 
-def _checked(spec: NetSpec) -> NetSpec:
-    if spec.width != 1.0:
-        raise ValueError(f"width is {spec.width}; {spec.net} has no width multiplier, only 1.0 is allowed")
-    return spec
-
-
 def _on_slim(body: MobileNet | InceptionV2, depth: int, spec: NetSpec) -> FasterRCNN:
+    refuse_width(spec)
     del body.pool, body.dropout, body.classifier
     freeze_batch_norm(body)
     return FasterRCNN(body, _slim_map, _slim_features, depth, 1024, spec.num_classes)

@@ -42,10 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.nets.facenet_nn2 import Branches
-from tasks.nets.spec import NetSpec
-
-LAST_LAYER_STDDEV = 0.01
+from tasks.nets.inception import Branches, Conv, MaxPool, PaddedConv, chain, initialise
+from tasks.nets.spec import NetSpec, refuse_width
 
 
 class Separable(NamedTuple):
@@ -57,20 +55,6 @@ class Separable(NamedTuple):
     stride: int
     multiplier: int
     depth: int
-
-
-class Conv(NamedTuple):
-    """A square convolution, BatchNorm, ReLU."""
-
-    kernel: int
-    stride: int
-    depth: int
-
-
-class MaxPool(NamedTuple):
-    """A max pool of 3x3."""
-
-    stride: int
 
 
 class Mixed(NamedTuple):
@@ -123,9 +107,7 @@ class InceptionV2(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(channels, spec.num_classes)
-        initialise(self.body)
-        nn.init.normal_(self.classifier.weight, std=LAST_LAYER_STDDEV)
-        nn.init.zeros_(self.classifier.bias)
+        initialise(self.body, self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.body(images.contiguous(memory_format=torch.channels_last))
@@ -143,29 +125,6 @@ class InceptionV2(nn.Module):
             if names is None or name in names:
                 maps[name] = current
         return maps
-
-
-class PaddedConv(nn.Conv2d):
-    """A convolution without bias that pads by TensorFlow's "same", or by half its kernel on every side.
-
-    They differ where an even side is halved: "same" then puts one pixel more behind than before.
-    """
-
-    def __init__(
-        self, in_channels: int, depth: int, kernel: int, stride: int = 1, groups: int = 1, *, same: bool
-    ) -> None:
-        super().__init__(in_channels, depth, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        assert stride == 1 or (stride == 2 and kernel > 1)
-        self.same = same and stride == 2
-
-    def forward(self, maps: Tensor) -> Tensor:
-        if not self.same:
-            return super().forward(maps)
-        half = self.kernel_size[0] // 2
-        height, width = maps.shape[2:]
-        before = half - (width + 1) % 2, half - (height + 1) % 2
-        padded = F.pad(maps, (before[0], half, before[1], half))
-        return F.conv2d(padded, self.weight, None, self.stride, groups=self.groups)
 
 
 class Pool(nn.Module):
@@ -195,35 +154,29 @@ def build_layers(table: Mapping[str, Layer], in_channels: int, spec: NetSpec) ->
 def build_layer(layer: Layer, in_channels: int, spec: NetSpec) -> tuple[nn.Module, int]:
     """One row of a table and its depth: (N, in_channels, H, W) -> (N, depth, ceil(H / stride), ceil(W / stride))."""
     same = spec.padding == "same"
+    convolutions = partial(chain, spec=spec, same=same)
     if isinstance(layer, MaxPool):
         return Pool("max", layer.stride, same=same), in_channels
     if isinstance(layer, Conv):
-        return _chain(in_channels, [layer], spec), layer.depth
+        return convolutions(in_channels, [layer]), layer.depth
     if isinstance(layer, Separable):
         spread = in_channels * layer.multiplier
         depthwise = PaddedConv(in_channels, spread, 7, layer.stride, groups=in_channels, same=same)
-        pointwise = _chain(spread, [Conv(1, 1, layer.depth)], spec)
+        pointwise = convolutions(spread, [Conv(1, 1, layer.depth)])
         return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=pointwise)), layer.depth
     assert layer.stride == 1 or (layer.one == layer.projection == 0 and layer.pool == "max")
     reduce, depth = layer.double
     branches: dict[str, nn.Module] = {}
     if layer.one:
-        branches["conv1"] = _chain(in_channels, [Conv(1, 1, layer.one)], spec)
-    branches["conv3"] = _chain(in_channels, [Conv(1, 1, layer.three[0]), Conv(3, layer.stride, layer.three[1])], spec)
-    branches["conv33"] = _chain(
-        in_channels, [Conv(1, 1, reduce), Conv(3, 1, depth), Conv(3, layer.stride, depth)], spec
+        branches["conv1"] = convolutions(in_channels, [Conv(1, 1, layer.one)])
+    branches["conv3"] = convolutions(in_channels, [Conv(1, 1, layer.three[0]), Conv(3, layer.stride, layer.three[1])])
+    branches["conv33"] = convolutions(
+        in_channels, [Conv(1, 1, reduce), Conv(3, 1, depth), Conv(3, layer.stride, depth)]
     )
     projection = [Conv(1, 1, layer.projection)] if layer.projection else []
     pool = Pool(layer.pool, layer.stride, same=same)
-    branches["pool"] = nn.Sequential(pool, *_chain(in_channels, projection, spec))
+    branches["pool"] = nn.Sequential(pool, *convolutions(in_channels, projection))
     return Branches(branches), layer.one + layer.three[1] + depth + (layer.projection or in_channels)
-
-
-def initialise(body: nn.Module) -> None:
-    """He's, from each layer's inputs (arXiv 1502.01852)."""
-    for module in body.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
 def inception_v2(spec: NetSpec) -> InceptionV2:
@@ -232,16 +185,5 @@ def inception_v2(spec: NetSpec) -> InceptionV2:
     It reads the spec's num_classes, dropout, padding and BatchNorm values; activation and min_depth are MobileNet's.
     Raises ValueError for a width other than 1.
     """
-    if spec.width != 1.0:
-        raise ValueError(f"width is {spec.width}; inception_v2 has no width multiplier, only 1.0 is allowed")
+    refuse_width(spec)
     return InceptionV2(INCEPTION_V2, spec)
-
-
-def _chain(in_channels: int, layers: list[Conv], spec: NetSpec) -> nn.Sequential:
-    norm = partial(nn.BatchNorm2d, eps=spec.batch_norm_epsilon, momentum=1.0 - spec.batch_norm_decay)
-    parts: list[nn.Module] = []
-    for kernel, stride, depth in layers:
-        parts += [PaddedConv(in_channels, depth, kernel, stride, same=spec.padding == "same"), norm(depth)]
-        parts.append(nn.ReLU(inplace=True))
-        in_channels = depth
-    return nn.Sequential(*parts)

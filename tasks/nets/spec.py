@@ -60,3 +60,9 @@ def check_input_size(net: str, size: int) -> None:
     smallest = MIN_INPUT_SIZE.get(net, 1)
     if size < smallest:
         raise ValueError(f"input size {size} is too small for {net}; it needs at least {smallest} px")
+
+
+def refuse_width(spec: NetSpec) -> None:
+    """Raise ValueError for a width other than 1, which only MobileNet and the nets beside it in its paper have."""
+    if spec.width != 1.0:
+        raise ValueError(f"width is {spec.width}; {spec.net} has no width multiplier, only 1.0 is allowed")

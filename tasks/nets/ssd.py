@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from tasks.boxes import decode, suppress
 from tasks.multibox import Scores, multibox_losses
 from tasks.nets.anchors import Level, anchors, caffe_levels, tensorflow_levels
-from tasks.nets.inception_v2 import InceptionV2, PaddedConv, inception_v2
+from tasks.nets.inception import PaddedConv
+from tasks.nets.inception_v2 import InceptionV2, inception_v2
 from tasks.nets.mobilenet import ACTIVATIONS, MobileNet, mobilenet
-from tasks.nets.spec import NetSpec
+from tasks.nets.spec import NetSpec, refuse_width
 
 ADDED_STDDEV = 0.03
 ADDED_DEPTHS = (512, 256, 256, 128)
@@ -141,12 +142,12 @@ def ssd300_mobilenet(spec: NetSpec) -> SSD:
 
     It reads the spec's num_classes, padding, activation and BatchNorm values. Raises ValueError for a width but 1.
     """
-    return _on_slim(mobilenet(_checked(spec)), ("conv11", "conv13"), (512, 1024), spec)
+    return _on_slim(mobilenet(spec), ("conv11", "conv13"), (512, 1024), spec)
 
 
 def ssd300_inception_v2(spec: NetSpec) -> SSD:
     """SSD on Inception V2, as `ssd300_mobilenet` but that the spec's activation is that of the added layers only."""
-    return _on_slim(inception_v2(_checked(spec)), ("Mixed_4c", "Mixed_5c"), (576, 1024), spec)
+    return _on_slim(inception_v2(spec), ("Mixed_4c", "Mixed_5c"), (576, 1024), spec)
 
 
 def ssd300_vgg(spec: NetSpec) -> SSD:
@@ -156,7 +157,7 @@ def ssd300_vgg(spec: NetSpec) -> SSD:
     """
     from torchvision.models.vgg import cfgs, make_layers  # here, because it takes seconds and MobileNet does without
 
-    _checked(spec)
+    refuse_width(spec)
     features = make_layers(cfgs["D"], batch_norm=False)[:-1]  # up to conv5_3
     for layer in features:
         if isinstance(layer, nn.MaxPool2d):
@@ -181,13 +182,8 @@ def ssd300_vgg(spec: NetSpec) -> SSD:
     return net
 
 
-def _checked(spec: NetSpec) -> NetSpec:
-    if spec.width != 1.0:
-        raise ValueError(f"width is {spec.width}; {spec.net} has no width multiplier, only 1.0 is allowed")
-    return spec
-
-
 def _on_slim(body: MobileNet | InceptionV2, names: tuple[str, str], depths: tuple[int, int], spec: NetSpec) -> SSD:
+    refuse_width(spec)
     del body.pool, body.dropout, body.classifier
     added, before = [], depths[-1]
     for depth in ADDED_DEPTHS:

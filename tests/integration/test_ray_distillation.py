@@ -15,18 +15,9 @@ from tasks import TASKS
 from tasks.base import TestSet, evaluate
 from tasks.nets import build
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("four_cpus")]
 STEADY = {"learning_rate": 0.02}
 WELL = 0.8  # of guesses among three classes, one third is right
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    from pipelines.cluster import leave_cluster, use_cluster
-
-    use_cluster({"CPU": 4, "GPU": 0})
-    yield
-    leave_cluster()
 
 
 @pytest.fixture(scope="module")

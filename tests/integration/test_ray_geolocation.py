@@ -15,19 +15,10 @@ from tasks import TASKS, s2
 from tasks.base import Places, TestSet, evaluate
 from tasks.nets import build
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("four_cpus")]
 CITIES = np.array([[48.85, 2.35], [-33.87, 151.21], [35.68, 139.69]])  # of the tiny data's classes
 NOWHERE = [-55.0, -140.0]  # in no cell
 WELL = 0.8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    from pipelines.cluster import leave_cluster, use_cluster
-
-    use_cluster({"CPU": 4, "GPU": 0})
-    yield
-    leave_cluster()
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,7 @@ import torch
 from pipelines.training.curve import read_curve
 from pipelines.training.loop import CHECKPOINT, CURVE, SUMMARY, WEIGHTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    from pipelines.cluster import leave_cluster, use_cluster
-
-    use_cluster({"CPU": 4, "GPU": 0})
-    yield
-    leave_cluster()
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("four_cpus")]
 
 
 def launched(job):

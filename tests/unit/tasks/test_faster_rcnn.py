@@ -16,6 +16,7 @@ from tasks.nets.faster_rcnn import crop, level
 from tasks.nets.frozen import FrozenBatchNorm
 from tasks.optim import RMSprop, finish_gradient, flatten
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("faster_rcnn_vgg", "faster_rcnn_inception_v2", "faster_rcnn_mobilenet")
 FROZEN = NETS[1:]
 # Table 13: net, input side, billions of Mult-Adds, millions of parameters.
@@ -36,15 +37,6 @@ SCENES = [
     [(0.1, 0.15, 0.5, 0.6, 1), (0.55, 0.5, 0.9, 0.85, 2)],
     [(0.3, 0.25, 0.8, 0.75, 4)],
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small layers lose more to waiting threads than they gain, above all where other work runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.nets import NetSpec, build
 from tasks.nets.complexity import count, layer_table
-from tasks.nets.inception_v2 import INCEPTION_V2, Mixed, PaddedConv, Pool, build_layers, inception_v2
+from tasks.nets.inception import PaddedConv
+from tasks.nets.inception_v2 import INCEPTION_V2, Mixed, Pool, build_layers, inception_v2
 
 # slim's inception_v2_test.py: side at 224 px and depth of each endpoint.
 ENDPOINTS = {

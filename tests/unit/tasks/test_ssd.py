@@ -10,9 +10,10 @@ from torch import nn
 from tasks.boxes import encode, iou
 from tasks.nets import NetSpec, build
 from tasks.nets.complexity import count
-from tasks.nets.inception_v2 import PaddedConv
+from tasks.nets.inception import PaddedConv
 from tasks.nets.ssd import L2Norm, ValidConv
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("ssd300_vgg", "ssd300_inception_v2", "ssd300_mobilenet")
 # Table 13: billions of Mult-Adds and millions of parameters.
 PUBLISHED = {
@@ -32,15 +33,6 @@ SCENES = [
     [(0.05, 0.05, 0.35, 0.4, 2), (0.6, 0.1, 0.9, 0.45, 4), (0.3, 0.6, 0.7, 0.95, 1)],
     [(0.1, 0.3, 0.9, 0.7, 2)],
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small layers lose more to waiting threads than they gain, above all where other work runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def meta(name, **options):
