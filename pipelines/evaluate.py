@@ -25,13 +25,15 @@ from pipelines.shards import Index, read_index
 from pipelines.training.run import Run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipelines.pictures import Details, Images
     from pipelines.training.reader import SplitReader
     from tasks.base import Evaluation, Pairs, TestSet
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64
-PICTURE_SIZE = 96  # side of the images in pictures, px
+DETECTOR_BATCH_SIZE = 8  # of larger images; VGG's first maps of 64 at 600 px would take 12 GB
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
     measured, spools = {}, []
     for name, run in runs.items():
         weights, record = row_folder(params, scale, name) / "weights.pt", records[name]
-        evaluation = _evaluation(run, weights, record, own)
-        metrics = {**evaluation.metrics}
+        net = _trained_net(run, weights, record)
+        evaluation = _evaluation(net, run, weights, record, own)
+        metrics = {**evaluation.metrics, **_detector_costs(net, run, table.num_outputs, own.reader)}
         for data in further:
-            metrics |= data.prefixed(_evaluation(run, weights, record, data).metrics)
+            metrics |= data.prefixed(_evaluation(net, run, weights, record, data).metrics)
         tested = {key: value for data in (own, *further) for key, value in data.prefixed(_tested_on(data)).items()}
         counted = counts(run, table.num_outputs)
         measured[name] = {**_described(run, record), **counted, **_data(table, record), **tested, **metrics}
@@ -152,29 +155,34 @@ def read_pairs(raw: Path, dataset: str, reader: SplitReader) -> Pairs | None:
     return Pairs(np.array(first), np.array(second), np.array(same), np.array(fold))
 
 
-def _evaluation(run: Run, weights: Path, record: dict[str, Any], data: TestData) -> Evaluation:
-    import torch
-
+def _trained_net(run: Run, weights: Path, record: dict[str, Any]) -> nn.Module:
     from pipelines.training.job import net_spec
     from pipelines.training.parameter_server import load_snapshot
+    from tasks.nets import build
+
+    net = build(net_spec(run, record["num_outputs"]))
+    net.load_state_dict(load_snapshot(weights))
+    return net
+
+
+def _evaluation(net: nn.Module, run: Run, weights: Path, record: dict[str, Any], data: TestData) -> Evaluation:
+    import torch
+
     from pipelines.training.reader import evaluation_batches
     from tasks import TASKS
     from tasks.base import evaluate as evaluate_net
-    from tasks.nets import build
 
     task, num_outputs, classes = TASKS[run.task], record["num_outputs"], data.test_set.classes
-    if task.by_class and num_outputs != len(classes):
-        raise ValueError(f"{weights}: the net has {num_outputs} outputs, {data.shards} has {len(classes)} classes")
+    if task.num_outputs and num_outputs != (wanted := task.num_outputs(classes)):
+        raise ValueError(f"{weights}: the net has {num_outputs} outputs, the classes of {data.shards} need {wanted}")
     for number, (learned, tested) in enumerate(zip(record["classes"], classes, strict=False)):
-        if task.by_class and learned != tested:
-            raise ValueError(f"{weights}: the net means {learned!r} by its output {number}, {data.shards} {tested!r}")
-    net = build(net_spec(run, num_outputs))
-    net.load_state_dict(load_snapshot(weights))
+        if task.num_outputs and learned != tested:
+            raise ValueError(f"{weights}: the net means {learned!r} by its class {number}, {data.shards} {tested!r}")
     batches = evaluation_batches(
         data.shards,
         data.split,
         size=run.input_size,
-        batch_size=BATCH_SIZE,
+        batch_size=BATCH_SIZE if run.detection is None else DETECTOR_BATCH_SIZE,
         central_fraction=run.augment.central_fraction,
         antialias=run.augment.antialias,
         threads=run.decode_threads,
@@ -186,11 +194,26 @@ def _evaluation(run: Run, weights: Path, record: dict[str, Any], data: TestData)
     return evaluation
 
 
+def _detector_costs(net: nn.Module, run: Run, num_outputs: int, reader: SplitReader) -> dict[str, float]:
+    """What a detector takes of time here, for the first test image, and of Mult-Adds behind its proposals."""
+    if run.detection is None:
+        return {}
+    import numpy as np
+
+    from pipelines.training.job import counted_spec
+    from tasks.latency import latency_ms
+    from tasks.nets.complexity import proposals_share
+
+    images, _ = reader.decode_central(np.zeros(1, np.int64), run.input_size, 1.0, run.augment.antialias)
+    share = proposals_share(counted_spec(run, num_outputs), run.resolution)
+    return {"latency_ms": latency_ms(net, images)} | ({} if share is None else {"proposals_share": share})
+
+
 def _images(reader: SplitReader) -> Images:
     import numpy as np
 
-    def images(places: Sequence[int]) -> list[Any]:
-        pictures, _ = reader.decode_central(np.array(places), PICTURE_SIZE, 1.0, antialias=True)
+    def images(places: Sequence[int], size: int = 96) -> list[Any]:
+        pictures, _ = reader.decode_central(np.array(places), size, 1.0, antialias=True)
         return list(pictures.numpy())
 
     return images

@@ -31,7 +31,7 @@ CODE = ("pipelines/training", "tasks")
 SHARDS = Path("pipelines/shards.py")
 HARMLESS = {
     *(Path("tasks/nets/complexity.py"), Path("tasks/verification.py"), Path("tasks/average_precision.py")),
-    *(Path("tasks/place_errors.py"), Path("tasks/bootstrap.py"), Path("tasks/coco_ap.py")),
+    *(Path("tasks/place_errors.py"), Path("tasks/bootstrap.py"), Path("tasks/coco_ap.py"), Path("tasks/latency.py")),
     Path("pipelines/training/run.py"),
     *(Path("pipelines/training/rows.py"), Path("pipelines/training/curve.py")),
 }
@@ -113,7 +113,7 @@ class Plan:
     def _check_net(self, run: Run) -> None:
         import torch
 
-        from pipelines.training.job import net_spec
+        from pipelines.training.job import check_kind, net_spec
         from tasks import TASKS
         from tasks.nets import build, check_input_size
 
@@ -121,6 +121,7 @@ class Plan:
             raise ValueError(f"task {run.task!r} is unknown; there are: {', '.join(sorted(TASKS))}")
         with torch.device("meta"):
             build(net_spec(run, self.num_outputs))
+        check_kind(run)
         check_input_size(run.net, run.input_size)
 
     def _check_data(self, run: Run) -> None:
@@ -128,9 +129,16 @@ class Plan:
 
         from pipelines.training.reader import SplitReader
         from tasks import TASKS
+        from tasks.base import View
 
         task = TASKS[run.task]
-        _, fields = next(SplitReader(self.shards, SPLIT).read(np.zeros(1, np.int64)))
+        first = np.zeros(1, np.int64)
+        reader = SplitReader(self.shards, SPLIT)
+        _, fields = next(reader.read(first))
+        (height,), (width,) = reader.image_sizes(first)
+        fields["view"] = View((0, 0, int(height), int(width)), flipped=False)
+        if run.augment.min_object_shares is not None and "objects" not in fields:
+            raise ValueError(f"augment.min_object_shares is set, but {self.shards} has no objects")
         if run.images_per_identity and "identity" not in fields:
             raise ValueError(f"images_per_identity is set, but {self.shards} has no identities")
         if run.teacher is None and not task.collator(self.classes)([fields]):
@@ -167,7 +175,8 @@ class Plan:
         from tasks import TASKS
 
         table = self.params.tables[self.table]
-        return len(self.classes) if TASKS[table.task].by_class and self.classes else table.num_outputs
+        by_class = TASKS[table.task].num_outputs
+        return by_class(self.classes) if by_class and self.classes else table.num_outputs
 
     def _run(self, name: str) -> Run:
         table = self.params.table_of(name)

@@ -29,6 +29,7 @@ DVC_METRICS = (  # columns of `dvc metrics show`, each where a run has it
     *("within_1", "within_25", "within_200", "within_750", "within_2500", "median_km"),
     *("mean_ap", "mean_ap_low", "mean_ap_high"),
     *("tar", "tar_low", "tar_high", "pair_accuracy", "eer"),
+    *("ap", "ap_low", "ap_high", "ap_small", "ap_medium", "ap_large", "latency_ms"),
     *("mult_adds", "parameters"),
 )
 

@@ -220,6 +220,7 @@ METRICS = {  # the first that a result has is its task's
     "within_25": "within 25 km",
     "mean_ap": "mean AP",
     "tar": "TAR at FAR 1e-4",
+    "ap": "COCO AP",
 }
 TRAINING = (  # how the runs were made: key, heading, format
     ("dataset", "trained on", "{}"),
@@ -261,8 +262,8 @@ def training_table(planned: Sequence[str], results: Mapping[str, Result], final_
         records.append(Record(run=name) | {key: result.get(key) for key, _, _ in TRAINING})
     header = [("", "Run"), *(("", heading) for _, heading, _ in TRAINING)]
     notes = (
-        "Final loss is the mean over the last logged steps. Losses of different tasks, or of labels and of a teacher, "
-        "are different quantities. Staleness is counted in asynchronous runs only.",
+        "Final loss is the mean over the last logged steps. Losses of different tasks, of SSD and Faster R-CNN, or of "
+        "labels and a teacher, are different quantities. Staleness is counted in asynchronous runs only.",
         "Mult-Adds and parameters are those of the paper's net: with as many outputs as the paper's data ask for and "
         "at full resolution, whatever the run was trained on.",
     )

@@ -26,6 +26,7 @@ from pipelines.training import rows
 
 if TYPE_CHECKING:
     from pipelines.training.job import Job
+    from pipelines.training.origins import Initial
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ def _announce(job: Job, title: str) -> None:
         *(len(sizes[True]), f"{sum(sizes[True]):,}", len(sizes[False]), f"{sum(sizes[False]):,}"),
     )
     if job.initial is not None:
-        kept = "its last layer too" if job.initial.keep_head else "but for its last layer, which is for other classes"
-        log.info("%s: starts from %s, %s", title, run.init_from, kept)
+        log.info("%s: starts from %s, %s", title, run.init_from, _kept(job.initial))
     if job.teacher is not None:
         log.info("%s: learns from %s, predictions %s", title, run.teacher, run.teacher_outputs)
     decay = run.net_options.batch_norm_decay
@@ -108,6 +108,12 @@ def _announce(job: Job, title: str) -> None:
     if normalised and job.initial is None and job.total_steps * (1 - decay) < BATCH_NORM_MEMORIES:
         steps = job.total_steps
         log.warning("%s: batch_norm_decay %g is too slow for %d steps: its evaluation will be off", title, decay, steps)
+
+
+def _kept(initial: Initial) -> str:
+    if initial.into:
+        return "by its body"
+    return "its last layer too" if initial.keep_head else "but for its last layer, which is for other classes"
 
 
 def _record(plan: Plan, job: Job, fingerprint: str) -> dict[str, Any]:

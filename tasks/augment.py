@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 CROP_ATTEMPTS = 10
 CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 2
 DISTORTION_UNIFORMS = 4
+FLIP = 0  # which of an image's distortions says whether it is flipped
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Bounds:
     brightness: float  # largest shift either way, of pixels in [0, 1]
     min_saturation: float
     max_saturation: float
+    # Of an object's area, that a crop has to show; one is drawn for each image. None: crops are drawn without a look at
+    # what is there. See `tasks.box_crops`.
+    min_object_shares: tuple[float, ...] | None = None
 
 
 def draw_crops(uniforms: Floats, heights: Ints, widths: Ints, bounds: Bounds) -> Ints:
     """(N, 4) int64 boxes (top, left, height, width) in pixels, each within its image.
 
-    uniforms: (N, CROP_UNIFORMS) in [0, 1). heights, widths: (N,) in pixels.
+    uniforms: (N, CROP_UNIFORMS) in [0, 1), or (N, 2 * attempts + 2) for other numbers of attempts. heights, widths:
+    (N,) in pixels.
 
     As TensorFlow's `sample_distorted_bounding_box`: the aspect is uniform in its bounds, then the height is uniform
     between those of the smallest and the largest crop of that aspect that is allowed and fits. An image for which

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from tasks.augment import normalise
 
 Targets = dict[str, Tensor]
-Collate = Callable[[list[dict[str, Any]]], Targets]  # the shards' JSON fields of N samples -> the targets of a batch
+
+
+class View(NamedTuple):
+    """What a batch shows of an image. crop: top, left, height and width in pixels of the image as it is stored.
+    flipped: whether left and right are exchanged then.
+    """
+
+    crop: tuple[int, int, int, int]
+    flipped: bool
+
+
+# The shards' JSON fields of N samples, and how each is seen under "view" -> the targets of a batch.
+Collate = Callable[[list[dict[str, Any]]], Targets]
 
 
 class Batch(NamedTuple):
@@ -76,6 +88,12 @@ class Evaluation:
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
+def run(net: nn.Module, images: Tensor, targets: Targets) -> Tensor:  # noqa: ARG001 - see `Task.run`
+    """The net's outputs, which are all that most losses need."""
+    outputs: Tensor = net(images)
+    return outputs
+
+
 class Evaluator(Protocol):
     """Adds up what a metric needs over batches and divides once, at the end."""
 
@@ -90,8 +108,9 @@ class Task(NamedTuple):
     """One thing to learn, as a record of functions.
 
     by_identity: whether `loss` compares samples of one person with each other, so that a batch must have some.
-    by_class: whether the net has an output for each of the data's classes; else as many as its table says.
+    num_outputs: the classes in label order -> how many outputs a net has for them; None: as many as its table says.
     collator: the classes in label order -> what makes the targets of a batch.
+    run: (the net in training, (N, 3, S, S) images, targets) -> its outputs, as `loss` and `batch_metrics` take them.
     loss: (outputs, targets) -> scalar.
     distill: (outputs, a teacher's predictions) -> scalar; in place of `loss` where there is a teacher.
     batch_metrics: (outputs, targets) -> scalars worth a curve, beside the loss; not asked where there is a teacher.
@@ -100,14 +119,15 @@ class Task(NamedTuple):
     """
 
     name: str
-    by_class: bool
+    num_outputs: Callable[[Sequence[str]], int] | None
     collator: Callable[[Sequence[str]], Collate]
-    loss: Callable[[Tensor, Targets], Tensor]
+    loss: Callable[[Any, Targets], Tensor]
     distill: Callable[[Tensor, Tensor], Tensor]
-    batch_metrics: Callable[[Tensor, Targets], Targets]
+    batch_metrics: Callable[[Any, Targets], Targets]
     evaluator: Callable[[TestSet], Evaluator]
     predict: Callable[[Tensor], Tensor]
     by_identity: bool = False
+    run: Callable[[nn.Module, Tensor, Targets], Any] = run
 
 
 @torch.no_grad()

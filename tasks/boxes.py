@@ -6,6 +6,7 @@ A box is (x1, y1, x2, y2), float, in units of the image's side; dimensions in fr
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,16 @@ from torch import Tensor
 OFFSET_SCALES = (10.0, 10.0, 5.0, 5.0)
 MAX_GROWTH = math.log(1000 / 16)  # of a side over its anchor's, as torchvision has it; untrained nets ask for more
 CANDIDATES = 1000  # scores of an image that suppression begins with
+
+
+class Suppression(NamedTuple):
+    """Which boxes are a net's detections. score_threshold: above which a box counts. nms_iou: by which two of a class
+    overlap at most. max_detections: of an image.
+    """
+
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -73,6 +84,23 @@ def match(overlaps: Tensor, present: Tensor, threshold: float) -> Tensor:
     forced_overlap, forced = torch.where(is_best, overlaps, 0.0).max(dim=-2)
     matched = torch.where(best_overlap >= threshold, best, -1)
     return torch.where(forced_overlap > 0, forced, matched)
+
+
+@torch.no_grad()
+def detections(boxes: Tensor, scores: Tensor, rule: Suppression) -> Tensor:
+    """(N, max_detections, 6): x1, y1, x2, y2, score, label of each image's detections, best first, then zeros.
+
+    boxes: (N, A, 4), or (N, A, C, 4) where each class has its own. scores: (N, A, C), without the background.
+    """
+    found = scores.new_zeros(len(scores), rule.max_detections, 6)
+    if found.is_meta:  # where no score is above another, and a net is counted all the same
+        return found
+    for row, image_boxes, image_scores in zip(found, boxes, scores, strict=True):
+        kept = suppress(image_boxes, image_scores, *rule)
+        row[: len(kept["scores"])] = torch.cat(
+            [kept["boxes"], kept["scores"][:, None], kept["labels"][:, None].to(row.dtype)], dim=1
+        )
+    return found
 
 
 @torch.no_grad()

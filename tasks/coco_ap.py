@@ -54,7 +54,7 @@ class CocoAP:
 
     def __init__(self, categories: Sequence[str]) -> None:
         """categories: number and name, as the shards list COCO's: "1 person". Raises ValueError for others."""
-        self.categories = np.array([_number(category) for category in categories], np.int64)
+        self.categories = np.array([category_number(category) for category in categories], np.int64)
         if (np.diff(self.categories) <= 0).any():
             raise ValueError(f"categories {self.categories.tolist()}: their numbers must ascend")
         self.image_ids: dict[int, None] = {}  # in the order of evaluation
@@ -134,7 +134,7 @@ class CocoAP:
         return truth, truth.load_res(np.column_stack(columns))
 
 
-def _number(category: str) -> int:
+def category_number(category: str) -> int:
     number = category.split(" ")[0]
     if not number.isdecimal():
         raise ValueError(f"category {category!r} does not begin with its number, as '1 person' does")

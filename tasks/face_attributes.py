@@ -107,7 +107,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 
 FACE_ATTRIBUTES = Task(
     name="face_attributes",
-    by_class=True,
+    num_outputs=len,
     collator=lambda _: collate,
     loss=_loss,
     distill=attribute_cross_entropy,

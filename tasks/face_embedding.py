@@ -131,7 +131,7 @@ def _pair_metrics(distances: verification.Float64s, pairs: Pairs) -> Evaluation:
 
 FACE_EMBEDDING = Task(
     name="face_embedding",
-    by_class=False,
+    num_outputs=None,
     collator=lambda _: collate,
     loss=_loss,
     distill=squared_difference,

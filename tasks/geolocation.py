@@ -72,7 +72,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 
 GEOLOCATION = Task(
     name="geolocation",
-    by_class=True,
+    num_outputs=len,
     collator=collator,
     loss=loss,
     distill=softmax_cross_entropy,

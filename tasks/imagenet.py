@@ -83,7 +83,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 
 IMAGENET = Task(
     name="imagenet",
-    by_class=True,
+    num_outputs=len,
     collator=lambda _: collate,
     loss=_loss,
     distill=softmax_cross_entropy,

@@ -24,7 +24,7 @@ def rmsprop(
     epsilon: Any,
     learning_rate: Any,
 ) -> None:
-    """`optim.RMSprop.update` in place, on 1-D arrays of equal length."""
+    """`rules.RMSprop.update` in place, on 1-D arrays of equal length."""
     rest = weights.dtype.type(1) - decay
     for i in range(len(weights)):
         square = mean_square[i] + rest * (gradient[i] * gradient[i] - mean_square[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -48,12 +49,12 @@ class TaskModule(pl.LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         """The loss of one batch."""
         _seed(self.device, self.step_seed(self.optimizer.steps))
-        outputs = self.net(distort(batch.images, batch.distortions))
+        outputs = self.task.run(self.net, distort(batch.images, batch.distortions), batch.targets)
         loss, metrics = self._loss(outputs, batch.targets)
         self.metrics = {"loss": loss.detach(), **metrics}
         return loss
 
-    def _loss(self, outputs: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    def _loss(self, outputs: Any, targets: Targets) -> tuple[Tensor, Targets]:
         teacher = self._teacher[0]
         if teacher is not None:
             taught = predictions(self.task, teacher.to(outputs.device), targets["teacher_images"])
@@ -61,7 +62,7 @@ class TaskModule(pl.LightningModule):
         if "taught" in targets:
             return self.task.distill(outputs, targets["taught"]), {}
         with torch.no_grad():
-            metrics = self.task.batch_metrics(outputs.detach(), targets)
+            metrics = self.task.batch_metrics(outputs, targets)
         return self.task.loss(outputs, targets), metrics
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow's update rules on flat vectors, the learning-rate schedule, and serial training's optimizer.
+"""The flat vectors that update rules work on, their state, and serial training's optimizer.
 
 A net's parameters are views of one flat vector (`flatten`). The same `FlatState` applies a gradient to the whole vector
 in serial and data-parallel training and to a slice of it in a parameter server, which makes one asynchronous worker
@@ -8,97 +8,14 @@ equal serial training bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tasks import kernels
-
-
-class Rule(Protocol):
-    """How a gradient changes the weights: a picklable record of numbers."""
-
-    def slots(self, weights: Tensor) -> dict[str, Tensor]:
-        """The vectors that the rule keeps beside `weights`, as they are before the first step."""
-
-    def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
-        """Apply one gradient to `weights` and `slots` in place; all are 1-D and of equal length."""
-
-
-@dataclass(frozen=True)
-class RMSprop:
-    """RMSProp as TensorFlow's `ApplyRMSProp` kernel computes it, which the paper's authors used.
-
-        mean_square <- mean_square + (1 - decay) * (gradient ** 2 - mean_square)      (starts at one)
-        velocity    <- momentum * velocity + learning_rate * gradient / sqrt(mean_square + epsilon)
-        weights     <- weights - velocity
-
-    Differs from `torch.optim.RMSprop` in three ways: the mean square starts at one and not at zero; epsilon is inside
-    the root; the learning rate is inside the velocity, so that a lower rate leaves what has gathered there as it is.
-    https://www.tensorflow.org/api_docs/python/tf/raw_ops/ApplyRMSProp
-    """
-
-    decay: float
-    momentum: float
-    epsilon: float
-
-    def slots(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `Rule`."""
-        return {"mean_square": torch.ones_like(weights), "velocity": torch.zeros_like(weights)}
-
-    def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
-        """See `Rule`."""
-        mean_square, velocity = slots["mean_square"], slots["velocity"]
-        if weights.device.type == "cpu":
-            vectors = [vector.numpy() for vector in (weights, gradient, mean_square, velocity)]
-            kernels.rmsprop(*vectors, *_like(weights, self.decay, self.momentum, self.epsilon, learning_rate))
-            return
-        mean_square.lerp_(gradient.square(), 1 - self.decay)
-        velocity.mul_(self.momentum).addcdiv_(gradient, (mean_square + self.epsilon).sqrt_(), value=learning_rate)
-        weights.sub_(velocity)
-
-
-@dataclass(frozen=True)
-class Adagrad:
-    """AdaGrad as TensorFlow's `ApplyAdagrad` kernel computes it: FaceNet's rule (arXiv 1503.03832, section 3).
-
-        accumulator <- accumulator + gradient ** 2                        (starts at `initial_accumulator`)
-        weights     <- weights - learning_rate * gradient / sqrt(accumulator)
-
-    Differs from `torch.optim.Adagrad` where its accumulator starts at zero: there is no epsilon.
-    https://www.tensorflow.org/api_docs/python/tf/raw_ops/ApplyAdagrad
-    """
-
-    initial_accumulator: float
-
-    def slots(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `Rule`."""
-        return {"accumulator": torch.full_like(weights, self.initial_accumulator)}
-
-    def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
-        """See `Rule`."""
-        accumulator = slots["accumulator"].addcmul_(gradient, gradient)
-        weights.addcdiv_(gradient, accumulator.sqrt(), value=-learning_rate)
-
-
-@dataclass(frozen=True)
-class Staircase:
-    """The learning rate by global step: `initial * rate ** floor(step / steps)`, after a linear warm-up.
-
-    The Inception recipe decays by 0.94 every two epochs (arXiv 1512.00567, section 8).
-    """
-
-    initial: float
-    rate: float
-    steps: float
-    warmup: int
-
-    def __call__(self, step: int) -> float:
-        decayed = self.initial * self.rate ** int(step / self.steps)
-        return decayed * min(1.0, (step + 1) / self.warmup) if self.warmup else decayed
+from tasks.rules import Rule, numbers_like
 
 
 class FlatState:
@@ -130,7 +47,7 @@ class FlatState:
             share = 1 - min(self.average_decay, (1 + self.step) / (10 + self.step))
             if self.weights.device.type == "cpu":
                 running, weights = self.slots["average"].numpy(), self.weights.numpy()
-                kernels.average(running, weights, *_like(self.weights, share))
+                kernels.average(running, weights, *numbers_like(self.weights, share))
             else:
                 self.slots["average"].lerp_(self.weights, share)
         self.step += 1
@@ -155,12 +72,6 @@ class FlatState:
         for name, slot in self.slots.items():
             slot.copy_(state["slots"][name])
         self.step = state["step"]
-
-
-def _like(vector: Tensor, *values: float) -> list[Any]:
-    """Numbers of the vector's own type: in a wider one, a kernel would compute in that."""
-    convert = vector.numpy().dtype.type
-    return [convert(value) for value in values]
 
 
 class Flat(NamedTuple):

@@ -21,7 +21,6 @@ from tasks import multibox
 from tasks.boxes import decode, encode, suppress
 from tasks.multibox import Assignment
 
-PROPOSALS = 300
 PROPOSAL_IOU = 0.7  # above which of two proposals the less likely one is dropped
 LOCALISATION_WEIGHT = 2.0
 
@@ -57,17 +56,17 @@ class Drawn(NamedTuple):
 
 
 @torch.no_grad()
-def propose(logits: Tensor, offsets: Tensor, anchors: Tensor) -> Tensor:
-    """Each image's `PROPOSALS` likeliest objects, best first, inside the image: (N, 300, 4), at the end zeros.
+def propose(logits: Tensor, offsets: Tensor, anchors: Tensor, count: int) -> Tensor:
+    """Each image's `count` likeliest objects, best first, inside the image: (N, count, 4), at the end zeros.
 
     logits: (N, A, 2), background and object. offsets: (N, A, 4). anchors: (N, A, 4).
     """
     boxes = decode(offsets.float(), anchors).clamp(0, 1)
     scores = logits.float().softmax(dim=-1)[..., 1:]
-    proposals = boxes.new_zeros(len(boxes), PROPOSALS, 4)
+    proposals = boxes.new_zeros(len(boxes), count, 4)
     if not boxes.is_meta:  # where no box is likelier than another, and a net is counted all the same
         for row, image_boxes, image_scores in zip(proposals, boxes, scores, strict=True):
-            found = suppress(image_boxes, image_scores, 0.0, PROPOSAL_IOU, PROPOSALS)["boxes"]
+            found = suppress(image_boxes, image_scores, 0.0, PROPOSAL_IOU, count)["boxes"]
             row[: len(found)] = found
     return proposals
 

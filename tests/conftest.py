@@ -63,7 +63,8 @@ def make_job(tiny_shards, tmp_path):
         }
         merged = {**base, **defaults}
         for key, value in changes.items():
-            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+            whole = not isinstance(value, dict) or merged[key] is None or "rule" in value
+            merged[key] = value if whole else {**merged[key], **value}
         run = Run.model_validate(merged)
         folder = folder or tmp_path / f"job_{count}"
         folder.mkdir(exist_ok=True)

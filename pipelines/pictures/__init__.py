@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipelines.pictures.attributes import attribute_details
 from pipelines.pictures.base import Details, Images
 from pipelines.pictures.confusion import dog_details
+from pipelines.pictures.detections import detection_details
 from pipelines.pictures.embeddings import embedding_details
 from pipelines.pictures.places import place_details
 
@@ -21,6 +22,7 @@ DETAILS: dict[str, Callable[[Evaluation, TestSet, Images], Details]] = {
     "geolocation": place_details,
     "face_attributes": attribute_details,
     "face_embedding": embedding_details,
+    "object_detection": detection_details,
 }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,12 @@ import numpy.typing as npt
 from pipelines.page import Picture
 from pipelines.tables import Record
 
-# Places in the order of evaluation -> (H, W, 3) RGB pictures, of any sizes.
-Images = Callable[[Sequence[int]], list[npt.NDArray[np.uint8]]]
+
+class Images(Protocol):
+    """What photographs come from."""
+
+    def __call__(self, places: Sequence[int], size: int = 96) -> list[npt.NDArray[np.uint8]]:
+        """(H, W, 3) RGB pictures of the test images at places in the order of evaluation, about `size` px high."""
 
 
 class Details(NamedTuple):

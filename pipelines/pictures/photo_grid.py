@@ -66,7 +66,7 @@ def photo_grid(headings: Sequence[str], rows: Sequence[Row], images: Images) -> 
         axes.set(xlim=(0, width), ylim=(height, 0))
 
     files = draw(plot, width / DPI, height / DPI)
-    return files | {".svg": _with_jpegs(files[".svg"])}
+    return files | {".svg": with_jpegs(files[".svg"])}
 
 
 def _put(axes: Axes, photo: npt.NDArray[np.uint8], tile: Tile, left: float, top: float) -> None:
@@ -90,14 +90,14 @@ def _square(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(square)
 
 
-def _with_jpegs(svg: bytes) -> bytes:
+def with_jpegs(svg: bytes, quality: int = JPEG_QUALITY) -> bytes:
     """The photographs in an SVG as JPEG: matplotlib puts them in as PNG, which is five to eight times the bytes."""
     from PIL import Image
 
     def jpeg(found: re.Match[bytes]) -> bytes:
         data = io.BytesIO()
         photo = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
-        photo.save(data, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        photo.save(data, "JPEG", quality=quality, optimize=True)
         return b'"data:image/jpeg;base64,' + base64.b64encode(data.getvalue()) + b'"'
 
     return re.sub(rb'"data:image/png;base64,([^"]+)"', jpeg, svg)

@@ -23,13 +23,20 @@ cv2.setNumThreads(1)
 def decode_crop(jpeg: bytes | memoryview, box: Sequence[int], antialias: bool, out: npt.NDArray[np.uint8]) -> None:
     """Decode a JPEG and write the crop `box` of it, resized, into `out` (size, size, 3) as RGB.
 
+    box, antialias: as in `crop_resized`. Raises ValueError for anything but a whole, sound JPEG that contains the box.
+    """
+    crop_resized(simplejpeg.decode_jpeg(jpeg, "RGB"), box, antialias, out)
+
+
+def crop_resized(image: npt.NDArray[np.uint8], box: Sequence[int], antialias: bool, out: npt.NDArray[np.uint8]) -> None:
+    """Write the crop `box` of an image (H, W, 3), resized, into `out` (size, size, 3): what a net sees of a picture.
+
     box: (top, left, height, width) in pixels. Its aspect is not kept. The resize is bilinear with half-pixel centres:
     without antialias it reads four pixels whatever the scale, as the authors' TensorFlow code did (whose grid was
     aligned at the pixels' corners instead, up to half a pixel away); with it, the filter grows with the scale, as in
-    PIL. Raises ValueError for anything but a whole, sound JPEG that contains the box.
+    PIL. Raises ValueError for a box that is not within the image.
     """
     assert out.flags.c_contiguous, "OpenCV would write into a copy"
-    image = simplejpeg.decode_jpeg(jpeg, "RGB")
     top, left, height, width = box
     rows, columns = image.shape[:2]
     if not (0 <= top < top + height <= rows and 0 <= left < left + width <= columns):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pipelines.training.origins import Initial
 from pipelines.training.parameter_server import ServerPlan
-from pipelines.training.run import RMSpropUpdates, Run
+from pipelines.training.run import Run, Updates
 from pipelines.training.teaching import Teacher
 from tasks.augment import Bounds
-from tasks.nets import NetSpec, build
+from tasks.detection import OBJECT_DETECTION
+from tasks.nets import CLASSIFIERS, DETECTORS, NetSpec, build
 from tasks.nets.complexity import count
-from tasks.optim import Adagrad, RMSprop, Rule, Staircase
+from tasks.rules import Adagrad, Momentum, RMSprop, Rule, Staircase
+
+# By the name in `params.yaml`; a record's fields are named as the values there.
+_KINDS = {False: "a classifier", True: "a detector"}
+RULES: dict[str, Callable[..., Rule]] = {"rmsprop": RMSprop, "adagrad": Adagrad, "momentum": Momentum}
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,19 @@ class Job:
     @property
     def rule(self) -> Rule:
         """The update rule."""
-        values = self.run.optimizer
-        if isinstance(values, RMSpropUpdates):
-            return RMSprop(values.decay, values.momentum, values.epsilon)
-        return Adagrad(values.initial_accumulator)
+        updates = self.run.optimizer
+        return RULES[updates.rule](**updates.model_dump(exclude={"rule", *Updates.model_fields}))
 
     @property
     def learning_rate(self) -> Staircase:
         """The learning rate by update of the weights: the servers' global step in asynchronous training."""
+
+        def in_steps(epochs: float) -> float:
+            return epochs * self.num_samples / self.samples_per_step
+
         schedule = self.run.schedule
-        steps = schedule.decay_epochs * self.num_samples / self.samples_per_step
+        listed = schedule.decay_epochs
+        steps = tuple(in_steps(epochs) for epochs in listed) if isinstance(listed, tuple) else in_steps(listed)
         return Staircase(self.run.optimizer.learning_rate, schedule.decay_rate, steps, schedule.warmup_steps)
 
     @property
@@ -85,7 +94,20 @@ class Job:
 
 def net_spec(run: Run, num_outputs: int) -> NetSpec:
     """The net of a run, with as many outputs as asked for."""
-    return NetSpec(net=run.net, width=run.width, num_classes=num_outputs, **run.net_options.model_dump())
+    options = run.net_options.model_dump() | (run.detection.model_dump() if run.detection else {})
+    return NetSpec(net=run.net, width=run.width, num_classes=num_outputs, **options)
+
+
+def check_kind(run: Run) -> None:
+    """Raise ValueError where a run's net is a classifier and its task needs a detector, or the other way round."""
+    detects = run.task == OBJECT_DETECTION.name
+    if (run.net in DETECTORS) != detects:
+        needed = DETECTORS if detects else CLASSIFIERS
+        raise ValueError(f"net is {run.net!r}; task {run.task} needs one of: {', '.join(sorted(needed))}")
+    if (run.detection is not None) != detects:
+        raise ValueError(f"detection must be {'given' if detects else 'null'}: {run.net} is {_KINDS[detects]}")
+    if detects and run.teacher is not None:
+        raise ValueError(f"teacher is {run.teacher}; a detector learns from boxes, so it must be null")
 
 
 def bounds(run: Run) -> Bounds:
@@ -93,10 +115,15 @@ def bounds(run: Run) -> Bounds:
     return Bounds(**run.augment.model_dump(exclude={"antialias", "central_fraction"}))
 
 
+def counted_spec(run: Run, num_outputs: int) -> NetSpec:
+    """The net of a run as the paper counts it: with 300 proposals, however many the run looks at."""
+    return replace(net_spec(run, num_outputs), proposals=NetSpec.proposals)
+
+
 def counts(run: Run, num_outputs: int) -> dict[str, int]:
     """Mult-Adds and parameters of a run's net at the paper's input size, for so many outputs."""
     with torch.device("meta"):
-        counted = count(build(net_spec(run, num_outputs)), run.resolution)
+        counted = count(build(counted_spec(run, num_outputs)), run.resolution)
     return {
         "mult_adds": counted.mult_adds,
         "parameters": counted.parameters,

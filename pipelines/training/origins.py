@@ -5,7 +5,7 @@ What does not fit is refused before anything is trained: nets are compared on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from pipelines.training.parameter_server import load_snapshot
 from pipelines.training.run import Run
-from tasks.nets import NetSpec, build
+from tasks.nets import DETECTORS, NetSpec, build
+
+DETECTOR_HEADS = ("logits.", "offsets.")  # of SSD and of Faster R-CNN's second stage
 
 
 class Origin(NamedTuple):
@@ -31,27 +33,32 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Initial:
-    """Weights to start from. keep_head: the last layer too, which is otherwise as random as without them."""
+    """Weights to start from. keep_head: the predictors of classes too, which are otherwise as random as without them.
+    into: where the names of the weights begin in the net: "body." for a classifier's in a detector.
+    """
 
     weights: Path
     keep_head: bool
+    into: str = ""
 
 
 def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> Initial:
     """What `init_from` means for a run. Raises ValueError where the weights are not those of such a net.
 
-    The last layer is kept where both nets tell the same classes apart, in the same order; of a file, which does not
-    name its classes, where it has as many.
+    What predicts classes is kept where both nets tell the same classes apart, in the same order; of a file, which does
+    not name its classes, where it has as many. A detector starts from a classifier by its body, or from a detector.
     """
     net = _meta(spec)
-    head = head_of(net)
-    wanted = net.state_dict()
     where = f"run {run.name}: init_from {origin.name}"
     try:
         state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
     except ValueError as error:
         raise ValueError(f"run {run.name}: init_from {error}") from None
-    if stray := sorted(state.keys() - wanted.keys()):
+    into = "body." if spec.net in DETECTORS and not _is_detectors(state) else ""
+    wanted = net.get_submodule(into.removesuffix(".")).state_dict()
+    head = heads_of(net, into)
+    stray = sorted(state.keys() - wanted.keys())
+    if stray and not into:
         raise ValueError(f"{where} has {stray[0]!r}, which {spec.net} of width {spec.width} has not")
     for name, tensor in wanted.items():
         found = tuple(state[name].shape) if name in state else None
@@ -63,7 +70,7 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
             raise ValueError(f"{where} was trained with {key} {theirs}, the run has {ours}")
     fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted if name.startswith(head))
     same = origin.classes is None or list(origin.classes) == list(classes)
-    return Initial(origin.weights.resolve(), keep_head=fits and same)
+    return Initial(origin.weights.resolve(), keep_head=not into and fits and same, into=into)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -82,22 +89,31 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def head_of(net: nn.Module) -> str:
-    """How the names of the last layer's parameters begin, e.g. "classifier."."""
+def heads_of(net: nn.Module, into: str = "") -> tuple[str, ...]:
+    """How the names of the parameters begin that predict classes, e.g. "classifier."; none in a detector's body."""
+    if into:
+        return ()
+    if hasattr(net, "losses"):
+        return DETECTOR_HEADS
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    return f"{layers[-1]}."
+    return (f"{layers[-1]}.",)
 
 
 def initialise(net: nn.Module, start: Initial) -> None:
     """Put the weights and statistics of `start` into a net."""
-    head = head_of(net)
+    part = net.get_submodule(start.into.removesuffix("."))
+    head, wanted = heads_of(net, start.into), part.state_dict()
     state = {
         name: value
         for name, value in load_weights(start.weights).items()
-        if start.keep_head or not name.startswith(head)
+        if name in wanted and (start.keep_head or not name.startswith(head))
     }
-    missing, stray = net.load_state_dict(state, strict=False)
-    assert not stray and all(name.startswith(head) for name in missing), (missing, stray)
+    missing, _ = part.load_state_dict(state, strict=False)
+    assert all(name.startswith(head) for name in missing), missing
+
+
+def _is_detectors(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(DETECTOR_HEADS) for name in state)
 
 
 def _meta(spec: NetSpec) -> nn.Module:

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.training.curve import Curve
-from tasks.optim import FlatState, Rule, Staircase
+from tasks.optim import FlatState
+from tasks.rules import Rule, Staircase
 
 Vector = NDArray[np.float32]
 Policy = Literal["none", "scale", "drop", "wait"]

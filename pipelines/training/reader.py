@@ -32,12 +32,14 @@ from pipelines.training.order import balanced_stream, training_stream, uniforms
 from tasks.augment import (
     CROP_UNIFORMS,
     DISTORTION_UNIFORMS,
+    FLIP,
     Bounds,
     central_crops,
     draw_crops,
     draw_distortions,
 )
-from tasks.base import Batch
+from tasks.base import Batch, View
+from tasks.box_crops import OBJECT_CROP_UNIFORMS, draw_object_crops
 
 Ints = npt.NDArray[np.int64]
 Fields = dict[str, Any]
@@ -81,17 +83,18 @@ def training_batches(
         stream = training_stream(reader.shard_sizes, seed, block_shards)
     else:
         stream = balanced_stream(np.array(reader.column("identity")), seed, world, images_per_identity)
+    crop_uniforms = CROP_UNIFORMS if bounds.min_object_shares is None else OBJECT_CROP_UNIFORMS
     first = start_sample + (rank - start_sample) % world
     positions = range(first, _NEVER if num_samples is None else start_sample + num_samples, world)
 
     def batch(step: int) -> Batch:
         places = np.array(positions[step * batch_size : (step + 1) * batch_size], dtype=np.int64)
         samples = stream(places)
-        numbers = uniforms(seed, places, CROP_UNIFORMS + DISTORTION_UNIFORMS)
-        crops = draw_crops(numbers[:, :CROP_UNIFORMS], *reader.image_sizes(samples), bounds)
+        numbers = uniforms(seed, places, crop_uniforms + DISTORTION_UNIFORMS)
+        crops = _crops(reader, samples, numbers[:, :crop_uniforms], bounds)
         images, fields = reader.decode(samples, crops, size, antialias)
-        distortions = draw_distortions(numbers[:, CROP_UNIFORMS:], bounds)
-        found = targets(fields)
+        distortions = draw_distortions(numbers[:, crop_uniforms:], bounds)
+        found = targets(_with_views(fields, crops, distortions[:, FLIP] > 0))
         if teaching is not None:
             found |= teaching.targets(reader, samples)
         return Batch(images, torch.from_numpy(distortions), found)
@@ -122,10 +125,30 @@ def evaluation_batches(
     def batch(step: int) -> Batch:
         first = start_sample + step * batch_size
         samples = np.arange(first, min(first + batch_size, total))
-        images, fields = reader.decode_central(samples, size, central_fraction, antialias)
-        return Batch(images, torch.empty(0, 4), targets(fields))
+        crops = central_crops(*reader.image_sizes(samples), central_fraction)
+        images, fields = reader.decode(samples, crops, size, antialias)
+        return Batch(images, torch.empty(0, 4), targets(_with_views(fields, crops, np.zeros(len(crops), np.bool_))))
 
     return _in_order(batch, _steps(total - start_sample, batch_size), threads)
+
+
+def _crops(reader: SplitReader, samples: Ints, numbers: npt.NDArray[np.float64], bounds: Bounds) -> Ints:
+    """What is cut out of training images, (N, 4)."""
+    heights, widths = reader.image_sizes(samples)
+    if bounds.min_object_shares is None:
+        return draw_crops(numbers, heights, widths, bounds)
+    boxes = [
+        np.array([thing["box"] for thing in fields["objects"] if not thing["crowd"]], np.float64).reshape(-1, 4)
+        for _, fields in reader.read(samples)
+    ]
+    return draw_object_crops(numbers, heights, widths, boxes, bounds, bounds.min_object_shares)
+
+
+def _with_views(fields: list[Fields], crops: Ints, flipped: npt.NDArray[np.bool_]) -> list[Fields]:
+    """The fields, and under "view" how each image is seen."""
+    for sample, (top, left, height, width), flip in zip(fields, crops.tolist(), flipped.tolist(), strict=True):
+        sample["view"] = View((top, left, height, width), flip)
+    return fields
 
 
 @dataclass(frozen=True)

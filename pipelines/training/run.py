@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from pipelines.section import Fraction, Positive, Section, Seed
 
@@ -19,7 +20,7 @@ class Updates(Section):
 
 
 class RMSpropUpdates(Updates):
-    """`tasks.optim.RMSprop`."""
+    """`tasks.rules.RMSprop`."""
 
     rule: Literal["rmsprop"]
     decay: Fraction
@@ -28,20 +29,40 @@ class RMSpropUpdates(Updates):
 
 
 class AdagradUpdates(Updates):
-    """`tasks.optim.Adagrad`."""
+    """`tasks.rules.Adagrad`."""
 
     rule: Literal["adagrad"]
     initial_accumulator: Annotated[float, Field(gt=0)]
 
 
-Optimizer = Annotated[RMSpropUpdates | AdagradUpdates, Field(discriminator="rule")]
+class MomentumUpdates(Updates):
+    """`tasks.rules.Momentum`."""
+
+    rule: Literal["momentum"]
+    momentum: Fraction
+
+
+Optimizer = Annotated[RMSpropUpdates | AdagradUpdates | MomentumUpdates, Field(discriminator="rule")]
+
+
+def _ascending(epochs: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later <= earlier for earlier, later in pairwise(epochs)):
+        raise ValueError("Epochs should ascend")
+    return epochs
+
+
+Epochs = Annotated[float, Field(gt=0)]
+ListedEpochs = Annotated[tuple[Epochs, ...], Field(min_length=1), AfterValidator(_ascending)]
 
 
 class Schedule(Section):
-    """Staircase decay by global step: learning_rate * rate ** floor(epoch / epochs)."""
+    """Decay in steps: the learning rate is multiplied by decay_rate every decay_epochs, or at each of those listed."""
 
     decay_rate: Annotated[float, Field(gt=0, le=1)]
-    decay_epochs: Annotated[float, Field(gt=0)]
+    decay_epochs: Annotated[  # tagged, so that an error is about the one that is meant
+        Annotated[Epochs, Tag("number")] | Annotated[ListedEpochs, Tag("list")],
+        Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "number"),
+    ]
     warmup_steps: Annotated[int, Field(ge=0)]
 
 
@@ -56,6 +77,16 @@ class NetOptions(Section):
     min_depth: Positive
 
 
+class Detection(Section):
+    """How many boxes a detector looks at, and which of them it shows: see `tasks.nets.NetSpec`."""
+
+    proposals: Positive  # of an image; Faster R-CNN's, as the next
+    second_stage_boxes: Positive
+    score_threshold: Fraction
+    nms_iou: Annotated[float, Field(gt=0, le=1)]
+    max_detections: Positive  # of an image
+
+
 class Augment(Section):
     """Bounds of the random crop, flip and colour of training images."""
 
@@ -67,6 +98,8 @@ class Augment(Section):
     brightness: Fraction
     min_saturation: Annotated[float, Field(ge=0)]
     max_saturation: Annotated[float, Field(ge=0)]
+    # Of an object's area, that a crop has to show (`tasks.box_crops`); null: crops do not look at what is there.
+    min_object_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] | None = None
     antialias: bool
     central_fraction: Annotated[float, Field(gt=0, le=1)]  # of each side, in evaluation
 
@@ -94,7 +127,11 @@ _WATCHING = (
     *("worker_cpus", "worker_gpus", "max_failures", "decode_threads", "log_steps", "checkpoint_steps"),
     "teacher_outputs",
 )
-_PARTS: Any = {"servers": {"cpus", "snapshot_steps"}, "augment": {"central_fraction"}}
+_PARTS: Any = {
+    "servers": {"cpus", "snapshot_steps"},
+    "augment": {"central_fraction"},
+    "detection": {"score_threshold", "nms_iou", "max_detections"},
+}
 EXECUTION: Any = {**dict.fromkeys(_WATCHING, True), **_PARTS}
 
 
@@ -130,6 +167,7 @@ class Run(Section):
     optimizer: Optimizer
     schedule: Schedule
     net_options: NetOptions
+    detection: Detection | None = None  # of detectors; null: classifiers have none
     augment: Augment
     servers: Servers
 

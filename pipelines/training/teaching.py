@@ -62,7 +62,7 @@ def check_teacher(run: Run, num_outputs: int, classes: Sequence[str], origin: Or
     if origin.spec.num_classes != num_outputs:
         raise ValueError(f"{where} has {origin.spec.num_classes} outputs, the run {num_outputs}")
     for number, (theirs, ours) in enumerate(zip(origin.classes or (), classes, strict=False)):
-        if TASKS[run.task].by_class and theirs != ours:
+        if TASKS[run.task].num_outputs and theirs != ours:
             raise ValueError(f"{where} means {theirs!r} by its output {number}, the run {ours!r}")
     try:
         check_input_size(origin.spec.net, origin.run.input_size)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tasks.nets import build
 from tasks.nets.mobilenet import Conv, DepthSepConv, build_layer
 from tasks.nets.spec import NetSpec
 
@@ -81,6 +82,20 @@ def count(net: nn.Module, input_size: int) -> Complexity:
     total = _sum(by_kind.values())
     everything = sum(parameter.numel() for parameter in net.parameters())
     return Complexity(total.mult_adds, total.parameters, everything, by_kind)
+
+
+def proposals_share(spec: NetSpec, input_size: int) -> float | None:
+    """The share of a net's Mult-Adds, in [0, 1], that is spent on its proposals one by one; None where it has none.
+
+    The cost is linear in the number of proposals: twice as many cost as much more as that many cost.
+    """
+    costs = []
+    for proposals in (spec.proposals, 2 * spec.proposals):
+        with torch.device("meta"):
+            net = build(replace(spec, proposals=proposals))
+        costs.append(count(net, input_size).mult_adds)
+    once, twice = costs
+    return (twice - once) / once if twice > once else None
 
 
 def layer_table(net: nn.Module, input_size: int) -> list[LayerRow]:

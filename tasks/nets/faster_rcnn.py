@@ -2,7 +2,8 @@
 
 Ren et al. 2015, arXiv 1506.01497; settings of Huang et al. 2016, arXiv 1611.10012, section 3.6.1, and of TensorFlow's
 detection code: https://github.com/tensorflow/models/tree/master/research/object_detection
-300 and 600 px are one net. 300 proposals are looked at whatever the image, so that the second stage sets the price:
+300 and 600 px are one net. The spec's 300 proposals are all looked at, whatever the image, so that the second stage
+sets the price:
 
     row           map            a box's 14x14 crop goes through   Mult-Adds at 300, 600 px     printed   weights
     VGG           conv5_3        max pool, fc6, fc7 (4096)          64.30 B    149.54 B    64.3  149.6   138.49 M
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.boxes import decode, suppress
+from tasks.boxes import decode, detections
 from tasks.nets.anchors import Level, Shape, anchors
 from tasks.nets.baselines import baseline
 from tasks.nets.frozen import freeze_batch_norm
@@ -63,30 +64,40 @@ class FasterRCNN(nn.Module):
         second: Callable[[Any, Tensor], Tensor],
         depth: int,
         features: int,
-        num_classes: int,
+        spec: NetSpec,
     ) -> None:
         super().__init__()
         self.body, self.first, self.second = body, first, second
+        self.proposals, self.suppression = spec.proposals, spec.suppression
+        self.minibatch = BOXES._replace(size=spec.second_stage_boxes)
         shapes = len(SCALES) * len(RATIOS)
         self.rpn = nn.Sequential(nn.Conv2d(depth, RPN_DEPTH, 3, padding=1), nn.ReLU6())
         self.rpn_logits, self.rpn_offsets = nn.Conv2d(RPN_DEPTH, shapes * 2, 1), nn.Conv2d(RPN_DEPTH, shapes * 4, 1)
-        self.logits, self.offsets = nn.Linear(features, num_classes), nn.Linear(features, (num_classes - 1) * 4)
+        self.logits, self.offsets = (
+            nn.Linear(features, spec.num_classes),
+            nn.Linear(features, (spec.num_classes - 1) * 4),
+        )
         normal = partial(nn.init.trunc_normal_, std=RPN_STDDEV, a=-2 * RPN_STDDEV, b=2 * RPN_STDDEV)
         _initialise([*self.rpn.modules(), self.rpn_logits, self.rpn_offsets], normal)
         _initialise([self.logits, self.offsets], nn.init.xavier_uniform_)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Of each image's 300 proposals: "logits" (N, 300, C), class 0 the background, "offsets" (N, 300, C - 1, 4),
-        and "proposals" (N, 300, 4), zeros at the end where there are fewer.
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, K, 6), see `tasks.boxes.detections`: what is seen, boxes in [0, 1], labels from 1."""
+        return self.detect(self.outputs(images))
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Of each image's P proposals: "logits" (N, P, C), class 0 the background, "offsets" (N, P, C - 1, 4), and
+        "proposals" (N, P, 4), zeros at the end where there are fewer.
 
         Boxes are looked at image by image: memory is that of one, whatever the batch. Raises ValueError for images that
         are not square.
         """
-        maps, *first = self._first_stage(images)
-        proposals = propose(*first)
+        maps, logits, offsets, boxes = self._first_stage(images)
+        proposals = propose(logits, offsets, boxes, self.proposals)
         found = [self._second_stage(*image) for image in zip(maps.split(1), proposals.split(1), strict=True)]
-        logits, offsets = (torch.cat(part) for part in zip(*found, strict=True))
-        return {"logits": logits, "offsets": offsets, "proposals": proposals}
+        names = ("logits", "offsets")
+        seen = {name: torch.cat(part) for name, part in zip(names, zip(*found, strict=True), strict=True)}
+        return {**seen, "proposals": proposals}
 
     def losses(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch in its parts, weighted: "classification" and "localisation" of each stage, those of the
@@ -99,25 +110,17 @@ class FasterRCNN(nn.Module):
         drawn = drawn._replace(labels=drawn.labels.clamp(max=1))  # an object, of whatever class
         scores, shifts, starts = (take(values, drawn.places) for values in (logits, offsets[:, :, None], boxes))
         losses = {f"rpn_{name}": loss for name, loss in stage_losses(scores, shifts, starts, drawn).items()}
-        proposals = propose(logits, offsets, boxes)
-        drawn = draw(proposals, targets, BOXES)
+        proposals = propose(logits, offsets, boxes, self.proposals)
+        drawn = draw(proposals, targets, self.minibatch)
         proposals = take(proposals, drawn.places)
         return losses | stage_losses(*self._second_stage(maps, proposals), proposals, drawn)
 
     @torch.no_grad()
-    def detect(
-        self, outputs: dict[str, Tensor], score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[dict[str, Tensor]]:
-        """Each image's objects, best first: "boxes" (K, 4) in [0, 1], "scores" (K,), "labels" (K,) int64 from 1.
-
-        Objects score above `score_threshold`; those of one class overlap by an IoU of `nms_iou` at most.
-        """
+    def detect(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What `forward` makes of `outputs`."""
         scores = outputs["logits"].float().softmax(dim=-1)[..., 1:]
         boxes = decode(outputs["offsets"].float(), outputs["proposals"][:, :, None]).clamp(0, 1)
-        return [
-            suppress(image_boxes, image_scores, score_threshold, nms_iou, max_detections)
-            for image_boxes, image_scores in zip(boxes, scores, strict=True)
-        ]
+        return detections(boxes, scores, self.suppression)
 
     def _first_stage(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps, and by anchor logits (N, A, 2), offsets (N, A, 4) and anchors (N, A, 4)."""
@@ -167,7 +170,8 @@ def crop(maps: Tensor, boxes: Tensor) -> Tensor:
 def faster_rcnn_mobilenet(spec: NetSpec) -> FasterRCNN:
     """Faster R-CNN on MobileNet 1.0, with as many scores as the spec has classes, of which the first is the background.
 
-    It reads the spec's num_classes, padding, activation and epsilon. Raises ValueError for a width but 1.
+    It reads the spec's num_classes, padding, activation, epsilon and what is said of boxes. Raises ValueError for a
+    width but 1.
     """
     return _on_slim(mobilenet(spec), 512, spec)
 
@@ -178,21 +182,24 @@ def faster_rcnn_inception_v2(spec: NetSpec) -> FasterRCNN:
 
 
 def faster_rcnn_vgg(spec: NetSpec) -> FasterRCNN:
-    """Faster R-CNN on VGG 16. It reads the spec's num_classes and dropout. Raises ValueError for a width but 1."""
+    """Faster R-CNN on VGG 16. It reads the spec's num_classes, dropout and what is said of boxes.
+
+    Raises ValueError for a width but 1.
+    """
     refuse_width(spec)
     body = baseline(replace(spec, net="vgg16"))
     layers = body.get_submodule("features"), body.get_submodule("classifier")
     for part in layers:
         assert isinstance(part, nn.Sequential)
         del part[-1]  # the last pool and the last layer
-    return FasterRCNN(body, _vgg_map, _vgg_features, 512, 4096, spec.num_classes)
+    return FasterRCNN(body, _vgg_map, _vgg_features, 512, 4096, spec)
 
 
 def _on_slim(body: MobileNet | InceptionV2, depth: int, spec: NetSpec) -> FasterRCNN:
     refuse_width(spec)
     del body.pool, body.dropout, body.classifier
     freeze_batch_norm(body)
-    return FasterRCNN(body, _slim_map, _slim_features, depth, 1024, spec.num_classes)
+    return FasterRCNN(body, _slim_map, _slim_features, depth, 1024, spec)
 
 
 def _slim_map(body: MobileNet | InceptionV2, images: Tensor) -> Tensor:

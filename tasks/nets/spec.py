@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tasks.boxes import Suppression
+
 Padding = Literal["same", "symmetric"]
 Activation = Literal["relu", "relu6"]
 
 # The smallest square images, in pixels, of which something is left behind a net's last stride; the others take any.
 MIN_INPUT_SIZE = {
-    "googlenet": 15, "vgg16": 32, "squeezenet": 21, "alexnet": 63, "inception_v3": 75, "facenet_nn2": 17
+    "googlenet": 15, "vgg16": 32, "squeezenet": 21, "alexnet": 63, "inception_v3": 75, "facenet_nn2": 17,
+    "faster_rcnn_vgg": 16,
 }  # fmt: skip
 
 
@@ -28,8 +31,12 @@ class NetSpec:
     batch_norm_epsilon: added to the variance.
     dropout: share of features zeroed before the last layer.
     min_depth: channels that no layer goes below, whatever the width. 8 on ImageNet; 16 in the authors' detection code.
+    proposals, second_stage_boxes: of an image, that Faster R-CNN looks at, and that its second stage learns from.
+    score_threshold, nms_iou, max_detections: see `tasks.boxes.Suppression`; they change no weight.
 
-    The baselines read net, num_classes, dropout and, where they have BatchNorm, its two values.
+    The baselines read net, num_classes, dropout and, where they have BatchNorm, its two values; detectors alone what is
+    said of boxes. Those defaults are of TensorFlow's `ssd_mobilenet_v1_coco.config` and
+    `faster_rcnn_inception_v2_coco.config`.
     """
 
     net: str
@@ -41,6 +48,16 @@ class NetSpec:
     batch_norm_epsilon: float = 0.001
     dropout: float = 0.001
     min_depth: int = 8
+    proposals: int = 300
+    second_stage_boxes: int = 64
+    score_threshold: float = 1e-8
+    nms_iou: float = 0.6
+    max_detections: int = 100
+
+    @property
+    def suppression(self) -> Suppression:
+        """Which of a detector's boxes are its detections."""
+        return Suppression(self.score_threshold, self.nms_iou, self.max_detections)
 
     def __post_init__(self) -> None:
         if self.width <= 0:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.boxes import decode, suppress
+from tasks.boxes import Suppression, decode, detections
 from tasks.multibox import Scores, multibox_losses
 from tasks.nets.anchors import Level, anchors, caffe_levels, tensorflow_levels
 from tasks.nets.inception import PaddedConv
@@ -65,9 +65,10 @@ class SSD(nn.Module):
         depths: Sequence[int],
         head: Head,
         num_classes: int,
+        suppression: Suppression,
     ) -> None:
         super().__init__()
-        self.body, self.read, self.head = body, read, head
+        self.body, self.read, self.head, self.suppression = body, read, head, suppression
         self.necks, self.added = nn.ModuleList(necks), nn.ModuleList(added)
         convolution = partial(nn.Conv2d, kernel_size=head.kernel, padding=head.kernel // 2)
         shapes = [len(level.shapes) for level in head.levels]
@@ -75,7 +76,11 @@ class SSD(nn.Module):
         self.offsets = nn.ModuleList(convolution(d, k * 4) for d, k in zip(depths, shapes, strict=True))
         self.num_classes = num_classes
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, K, 6), see `tasks.boxes.detections`: what is seen, boxes in [0, 1], labels from 1."""
+        return self.detect(self.outputs(images))
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """By anchor: "logits" (N, A, C), class 0 the background, "offsets" (N, A, 4), and "anchors" (N, A, 4).
 
         Raises ValueError for images that are not square.
@@ -94,28 +99,20 @@ class SSD(nn.Module):
         }
 
     def losses(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of a batch in its parts, "classification" and "localisation", with `losses_of` behind `forward`."""
-        return self.losses_of(self(images), targets)
+        """The loss of a batch in its parts, "classification" and "localisation".
 
-    def losses_of(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of what `forward` returned; targets as `tasks.multibox.assign` takes them, by name."""
+        Targets as `tasks.multibox.assign` takes them, by name.
+        """
+        outputs = self.outputs(images)
         return multibox_losses(outputs["offsets"], outputs["logits"], outputs["anchors"], targets, self.head.scores)
 
     @torch.no_grad()
-    def detect(
-        self, outputs: dict[str, Tensor], score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[dict[str, Tensor]]:
-        """Each image's objects, best first: "boxes" (K, 4) in [0, 1], "scores" (K,), "labels" (K,) int64 from 1.
-
-        Objects score above `score_threshold`; those of one class overlap by an IoU of `nms_iou` at most.
-        """
+    def detect(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What `forward` makes of `outputs`."""
         logits = outputs["logits"].float()
         scores = logits.sigmoid() if self.head.scores == "sigmoid" else logits.softmax(dim=-1)
         boxes = decode(outputs["offsets"].float(), outputs["anchors"]).clamp(0, 1)
-        return [
-            suppress(image_boxes, image_scores, score_threshold, nms_iou, max_detections)
-            for image_boxes, image_scores in zip(boxes, scores[..., 1:], strict=True)
-        ]
+        return detections(boxes, scores[..., 1:], self.suppression)
 
 
 class L2Norm(nn.Module):
@@ -140,7 +137,8 @@ class ValidConv(nn.Conv2d):
 def ssd300_mobilenet(spec: NetSpec) -> SSD:
     """SSD on MobileNet 1.0, with as many scores as the spec has classes, of which the first is the background.
 
-    It reads the spec's num_classes, padding, activation and BatchNorm values. Raises ValueError for a width but 1.
+    It reads the spec's num_classes, padding, activation, BatchNorm values and which boxes to keep. Raises ValueError
+    for a width but 1.
     """
     return _on_slim(mobilenet(spec), ("conv11", "conv13"), (512, 1024), spec)
 
@@ -153,7 +151,8 @@ def ssd300_inception_v2(spec: NetSpec) -> SSD:
 def ssd300_vgg(spec: NetSpec) -> SSD:
     """SSD on VGG 16 whose fully connected layers are convolutions, "deeplab"'s (arXiv 1412.7062): fc6 is 3x3, dilated.
 
-    It reads the spec's num_classes alone; there is no BatchNorm. Raises ValueError for a width but 1.
+    It reads the spec's num_classes and which boxes to keep; there is no BatchNorm. Raises ValueError for a width but
+    1.
     """
     from torchvision.models.vgg import cfgs, make_layers  # here, because it takes seconds and MobileNet does without
 
@@ -176,7 +175,8 @@ def ssd300_vgg(spec: NetSpec) -> SSD:
     necks = (L2Norm(512, CONV4_3_SCALE), fc)
     body = nn.ModuleDict({"features": features})
     head = Head(caffe_levels(), kernel=3, scores="softmax")
-    net = SSD(body, _read_vgg, necks, added, (512, 1024, 512, 256, 256, 256), head, spec.num_classes)
+    depths = (512, 1024, 512, 256, 256, 256)
+    net = SSD(body, _read_vgg, necks, added, depths, head, spec.num_classes, spec.suppression)
     _initialise([net.body, net.necks, net.added], partial(nn.init.kaiming_normal_, nonlinearity="relu"))
     _initialise([net.logits, net.offsets], nn.init.xavier_uniform_)
     return net
@@ -191,7 +191,8 @@ def _on_slim(body: MobileNet | InceptionV2, names: tuple[str, str], depths: tupl
         before = depth
     necks = (nn.Identity(), nn.Identity())
     head = Head(tensorflow_levels(), kernel=1, scores="sigmoid")
-    net = SSD(body, partial(_read_slim, names), necks, added, (*depths, *ADDED_DEPTHS), head, spec.num_classes)
+    read, all_depths = partial(_read_slim, names), (*depths, *ADDED_DEPTHS)
+    net = SSD(body, read, necks, added, all_depths, head, spec.num_classes, spec.suppression)
     bound = 2 * ADDED_STDDEV  # where TensorFlow cuts the distribution
     start = partial(nn.init.trunc_normal_, std=ADDED_STDDEV, a=-bound, b=bound)
     _initialise([net.added, net.logits, net.offsets], start)

@@ -26,7 +26,7 @@ import torch
 from pipelines.training.async_backend import RayServers
 from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, as_tensor
 from tasks.nets import NetSpec, build
-from tasks.optim import RMSprop, Staircase
+from tasks.rules import RMSprop, Staircase
 
 ROUNDS, CALLS = 12, 8
 SPEC = NetSpec("mobilenet", 1.0, 1000, "same", "relu6", 0.9997, 0.001, 0.001, 8)

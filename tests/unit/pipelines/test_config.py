@@ -1,6 +1,7 @@
 """params.yaml is refused with the file, the key, the value and what is allowed."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from pipelines.config import load
 from pipelines.section import read_yaml
+from pipelines.training.run import Run
 
 PARAMS = Path("params.yaml")
 
@@ -27,11 +29,28 @@ def test_both_scales_have_every_row_of_the_paper():
     params = load()
     for scale in ("sample", "paper"):
         runs = params.runs("imagenet", scale)
-        assert len(runs) == 22
+        assert len(runs) == 23  # 22 of the paper, and the one that Table 13 starts from
         grid = {(run.width, run.resolution) for run in runs.values() if run.net == "mobilenet"}
         assert grid == {(width, size) for width in (1.0, 0.75, 0.5, 0.25) for size in (224, 192, 160, 128)}
     assert {run.kind for run in params.runs("imagenet", "sample").values()} == {"local", "ddp", "async"}
     assert {run.kind for run in params.runs("imagenet", "paper").values()} == {"async"}
+
+
+def test_detectors_start_from_the_imagenet_runs_of_their_bodies():
+    """At paper scale; at sample scale the dear ones go on from the same net at half its input."""
+    params = load()
+    bodies = {"vgg": "imagenet_vgg16", "inception_v2": "imagenet_inception_v2", "mobilenet": "imagenet_w100_r224"}
+    runs = params.runs("detection", "paper")
+    assert len(runs) == 9
+    for name, run in runs.items():
+        assert run.init_from == bodies[name.split("_", 2)[2]]
+        assert (run.resolution, run.detection.proposals, run.detection.second_stage_boxes) == (
+            600 if "600" in name else 300, 300, 64,
+        )  # fmt: skip
+        assert (run.augment.min_object_shares is not None) == ("ssd" in name)
+        assert run.optimizer.rule == ("rmsprop" if "ssd" in name else "momentum")
+    for name, run in params.runs("detection", "sample").items():
+        assert run.init_from == (name.replace("600", "300") if "600" in name else bodies[name.split("_", 2)[2]])
 
 
 def test_a_row_overrides_the_defaults_key_by_key(tmp_path, tree):
@@ -159,13 +178,40 @@ def test_a_row_of_another_rule_stands_alone(tmp_path, tree):
         load(write(tmp_path, tree))
 
 
+def test_the_recipe_of_faster_rcnn_is_read_and_written(tmp_path, tree):
+    row = tree["tables"]["imagenet"]["runs"]["imagenet_w025_r128"]
+    around = {"learning_rate": 0.003, "weight_decay": 0.0, "clip_norm": 10.0, "weight_average": None}
+    row["schedule"] = {"decay_rate": 0.1, "decay_epochs": [8, 10.5]}
+    row["optimizer"] = {"rule": "momentum", "momentum": 0.9, **around}
+    run = load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"]
+    assert (run.optimizer.rule, run.optimizer.momentum) == ("momentum", 0.9)
+    assert run.schedule.decay_epochs == (8.0, 10.5)
+    assert Run.model_validate(json.loads(json.dumps(run.model_dump()))) == run
+
+
+@pytest.mark.parametrize("epochs", [2, 2.0])
+def test_a_number_of_epochs_is_written_as_ever(tmp_path, tree, epochs):
+    """Lists beside it leave the fingerprints of trained runs as they are."""
+    tree["tables"]["imagenet"]["runs"]["imagenet_w025_r128"]["schedule"] = {"decay_epochs": epochs}
+    run = load(write(tmp_path, tree)).runs("imagenet", "sample")["imagenet_w025_r128"]
+    written = json.dumps(run.identity()["schedule"])
+    assert written == '{"decay_rate": 0.8, "decay_epochs": 2.0, "warmup_steps": 20}'
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": {"rule": "sgd"}}, "optimizer: .*'sgd' .* expected tags: 'rmsprop', 'adagrad'"),
+        ({"optimizer": {"rule": "sgd"}}, "optimizer: .*'sgd' .* expected tags: 'rmsprop', 'adagrad', 'momentum'"),
         ({"optimizer": {"rule": "adagrad"}}, "optimizer.adagrad.learning_rate: Field required"),
         ({"optimizer": {"initial_accumulator": 0.1}}, "optimizer.rmsprop.initial_accumulator: Extra inputs"),
         ({"optimizer": {"decay": 1.5}}, "optimizer.rmsprop.decay: Input should be less than or equal to 1 .given: 1.5"),
+        ({"schedule": {"decay_epochs": 0}}, "schedule.decay_epochs.number: .* greater than 0 .given: 0"),
+        ({"schedule": {"decay_epochs": "often"}}, "schedule.decay_epochs.number: .* valid number.* .given: 'often'"),
+        ({"schedule": {"decay_epochs": []}}, r"schedule.decay_epochs.list: .* at least 1 item .* .given: \[\]"),
+        ({"schedule": {"decay_epochs": [0, 8]}}, "schedule.decay_epochs.list.0: .* greater than 0 .given: 0"),
+        ({"schedule": {"decay_epochs": [8, 8.0]}}, r"decay_epochs.list: Epochs should ascend .given: \[8, 8.0\]"),
+        ({"schedule": {"decay_epochs": [9, 8]}}, r"decay_epochs.list: Epochs should ascend .given: \[9, 8\]"),
+        ({"schedule": {"decay_epochs": [8, float("inf")]}}, "decay_epochs.list.1: .* finite number .given: inf"),
         ({"teacher": "nobody"}, "run imagenet_w025_r128: teacher is 'nobody'; it must be a run of a table"),
         ({"teacher": "weights.pt"}, "teacher is 'weights.pt'; it must be a run of a table"),
         ({"init_from": "nobody"}, "init_from is 'nobody'; it must be a run of a table or a .pt file"),

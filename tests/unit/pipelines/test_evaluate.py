@@ -154,9 +154,9 @@ def test_pictures_of_a_run_that_is_gone_go_too(dogs):
 
 
 def test_nets_that_mean_something_else_are_refused(dogs):
-    with pytest.raises(ValueError, match="weights.pt: the net has 3 outputs, .*two_dogs has 2 classes"):
+    with pytest.raises(ValueError, match="weights.pt: the net has 3 outputs, the classes of .*two_dogs need 2"):
         evaluate(params("two_dogs"), "small", "dogs")
-    with pytest.raises(ValueError, match="weights.pt: the net means 'g' by its output 1, .*turned_dogs 'b'"):
+    with pytest.raises(ValueError, match="weights.pt: the net means 'g' by its class 1, .*turned_dogs 'b'"):
         evaluate(params("turned_dogs"), "small", "dogs")
 
 

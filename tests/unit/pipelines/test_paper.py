@@ -20,7 +20,7 @@ def column(table: str, key: str) -> list[str | None]:
 
 def test_has_its_tables_the_grid_and_both_figures():
     numbered = [f"table_{number}" for number in range(1, 15)]
-    assert sorted(PAPER.tables) == sorted([*numbered, "table_11_im2gps3k", "table_11_cost", "grid"])
+    assert sorted(PAPER.tables) == sorted([*numbered, "table_11_im2gps3k", "table_11_cost", "table_13_cost", "grid"])
     assert list(PAPER.figures) == ["figure_4", "figure_5"]
     assert all(PAPER.tables[name].title.startswith(f"Table {name[6:]}. ") for name in numbered)
 
@@ -103,6 +103,53 @@ def test_what_the_text_says_of_table_11_s_nets_is_of_9800_cells_and_of_an_auxili
         assert said in remarks
 
 
+TABLE_13 = """
+SSD 300 deeplab-VGG 21.1% 34.9 33.1
+SSD 300 Inception V2 22.0% 3.8 13.7
+SSD 300 MobileNet 19.3% 1.2 6.8
+Faster R-CNN 300 VGG 22.9% 64.3 138.5
+Faster R-CNN 300 Inception V2 15.4% 118.2 13.3
+Faster R-CNN 300 MobileNet 16.4% 25.2 6.1
+Faster R-CNN 600 VGG 25.7% 149.6 138.5
+Faster R-CNN 600 Inception V2 21.9% 129.6 13.3
+Faster R-CNN 600 MobileNet 19.8% 30.5 6.1
+"""
+
+
+def test_table_13_is_as_printed_in_two_tables_of_the_same_rows():
+    reached, cost = (PAPER.runs[name].rows for name in ("table_13", "table_13_cost"))
+    assert [(row.label, row.run) for row in reached] == [(row.label, row.run) for row in cost]
+    lines = []
+    for row, other in zip(reached, cost, strict=True):
+        (ap,), counts = row.published.values(), other.published
+        lines.append(f"{row.label.replace(',', '')} {ap}% {counts['billion_mult_adds']} {counts['parameters']}")
+    assert lines == TABLE_13.strip().splitlines()
+
+
+def test_the_nets_of_table_13_are_the_runs_that_its_rows_are_named_after():
+    nets = {"VGG": "vgg", "deeplab-VGG": "vgg", "Inception V2": "inception_v2", "MobileNet": "mobilenet"}
+    params = load(PARAMS)
+    runs = params.runs("detection", "paper")
+    for row in PAPER.runs["table_13"].rows:
+        framework, net = row.label.split(", ")
+        kind, resolution = framework.rsplit(" ", 1)
+        name = {"SSD": f"ssd{resolution}", "Faster R-CNN": "faster_rcnn"}[kind]
+        assert runs[row.key].net == f"{name}_{nets[net]}"
+        assert (runs[row.key].resolution, runs[row.key].input_size) == (int(resolution), int(resolution))
+
+
+def test_what_is_said_of_table_13_s_oddity_is_so():
+    published = {row.label: row.published for name in ("table_13", "table_13_cost") for row in PAPER.runs[name].rows}
+    reached = {row.label: float(row.published["ap"]) for row in PAPER.runs["table_13"].rows}
+    ahead = {of: reached[f"{of}, Inception V2"] > reached[f"{of}, MobileNet"] for of in ("SSD 300", "Faster R-CNN 600")}
+    assert ahead == {"SSD 300": True, "Faster R-CNN 600": True}
+    dear, cheap = (published[f"Faster R-CNN 300, {net}"]["billion_mult_adds"] for net in ("Inception V2", "MobileNet"))
+    assert f"{float(dear) / float(cheap):.1f}" == "4.7"
+    (note,) = (note for note in PAPER.runs["table_13"].notes if "15.4" in note)
+    assert "4.7 times" in note
+    assert (reached["Faster R-CNN 300, Inception V2"], reached["Faster R-CNN 300, MobileNet"]) == (15.4, 16.4)
+
+
 def test_shares_sum_as_the_slip_says():
     table = PAPER.tables["table_2"]
     assert isinstance(table, Costs)
@@ -145,9 +192,10 @@ def test_example_rows_follow_from_the_cost_formulas_of_section_3():
 def test_every_run_exists_and_every_run_is_shown_but_for_pre_training():
     params = load(PARAMS)
     planned = {run for table in params.tables if table != "web_dogs" for run in params.runs(table)}
+    planned -= {"imagenet_inception_v2"}  # what detectors of Table 13 start from
     shown = {row.run for table in PAPER.runs.values() for row in table.rows if row.run}
     assert shown == planned
-    assert len(shown) == 22 + 5 + 2 + 9 + 5
+    assert len(shown) == 22 + 5 + 2 + 9 + 9 + 5
 
 
 def test_every_row_has_a_source_but_for_what_the_paper_itself_quotes():

@@ -310,6 +310,12 @@ def test_one_run_alone_asks_for_nothing_that_it_does_not_need(project):
         ({}, {"net": "mobilnet"}, "run other: net 'mobilnet' is unknown; there are: "),
         ({}, {"net": "facenet_nn2", "width": 0.5}, "run other: width is 0.5; facenet_nn2 has no width multiplier"),
         ({"task": "faces"}, {}, "task 'faces' is unknown; there are: face_attributes, "),
+        ({}, {"net": "ssd300_mobilenet", "width": 1.0}, "run other: net is 'ssd300_mobilenet'; task imagenet needs "),
+        (
+            {"num_outputs": 91},
+            {"augment": {"min_object_shares": [0.5]}},
+            "run other: augment.min_object_shares is set, but .* has no objects",
+        ),
         ({}, {"images_per_identity": 4}, "run other: images_per_identity is set, but .* has no identities"),
         ({"task": "face_attributes"}, {}, "run other: .* has no labels for task face_attributes; it needs a teacher"),
     ],

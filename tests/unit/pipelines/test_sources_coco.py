@@ -122,10 +122,11 @@ def test_the_test_images_are_those_of_the_list_and_of_val2014(written: Path) -> 
 
 
 def test_crowds_empty_images_sparse_categories_and_boxes_without_height_are_kept(written: Path) -> None:
+    found = {thing["category"] for each in everything(written) for thing in each.fields["objects"]}
+    assert found == {1, 19, 37, 54, 72, 90}
     for split in ("train", "test"):
         objects = [each.fields["objects"] for each in everything(written) if each.split == split]
         assert [] in objects
-        assert {thing["category"] for things in objects for thing in things} == {1, 19, 37, 54, 72, 90}
         assert {thing["crowd"] for things in objects for thing in things} == {True, False}
         flat = [thing for things in objects for thing in things if thing["box"][3] == 0]
         assert [(thing["box"][2], thing["area"]) for thing in flat] == ([(1.03, 0.0)] * 2 if split == "train" else [])
@@ -564,6 +565,8 @@ def test_more_classes_are_other_pairs_of_shape_and_hue(tmp_path: Path) -> None:
         ({"val": 20, "test": 19}, r"test 19 is not in 2\.\.18"),
         ({"classes": 25}, r"classes 25 is not in 2\.\.24"),
         ({"size": 63}, r"size 63 is not in 64\.\.1024"),
+        ({"overlap": -1}, r"overlap -1 is not in 0\.\.50"),
+        ({"overlap": 51}, r"overlap 51 is not in 0\.\.50"),
     ],
 )
 def test_options_without_room_are_an_error(tmp_path: Path, options: dict[str, int], says: str) -> None:

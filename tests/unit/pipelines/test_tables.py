@@ -16,6 +16,7 @@ FULL = {  # of the full test set at full input size
     "imagenet": {"test_dataset": "imagenet", "num_classes": 1000, "eval_samples": 50000, "samples": 50000},
     "dogs": {"test_dataset": "stanford_dogs", "num_classes": 120, "eval_samples": 8580, "samples": 8580},
     "face_attributes": {"test_dataset": "celeba", "num_classes": 40, "eval_samples": 19962, "samples": 19962},
+    "coco": {"test_dataset": "coco", "num_classes": 80, "eval_samples": 8059, "samples": 8059},
     "face_embeddings": {"test_dataset": "lfw", "num_classes": 0, "eval_samples": 13233, "samples": 13233},
 }
 
@@ -107,6 +108,41 @@ def test_a_metric_that_a_test_set_does_not_have_is_left_empty_if_the_paper_has_n
     del results["face_embedding_nn2"]["tar"]
     with pytest.raises(KeyError, match="tar"):
         runs_table("table_14", PAPER.runs["table_14"], PAPER, "paper", results)
+
+
+def test_detectors_compare_with_the_paper_on_its_test_images():
+    results = full_results("table_13")
+    del results["detection_ssd300_vgg"]["ap_large"]
+    table = runs_table("table_13", PAPER.runs["table_13"], PAPER, "paper", results)
+    assert table.statement == (
+        "Accuracies are of 8,059 test images of 80 categories at full input size, as the paper's are."
+    )
+    assert len(table.header) == 1 + 4 + 5
+    vgg, inception = table.rows[:2]
+    assert [cell.text for cell in vgg] == [
+        "SSD 300, deeplab-VGG", "21.1", "71.1", "70.7 to 71.5", "+50.0", "71.1", "71.1", "71.1", "71.1", "-",
+    ]  # fmt: skip
+    assert inception[-1].text == "71.1"
+    assert (table.records[0]["ap_paper"], table.records[0]["ap"], table.records[0]["ap_large"]) == (0.211, 0.7112, None)
+    results["detection_ssd300_vgg"]["eval_samples"] = 5000  # the other minival
+    table = runs_table("table_13", PAPER.runs["table_13"], PAPER, "paper", results)
+    assert "5,000 or 8,059 test images" not in table.statement
+    assert "5,000 test images (the paper: 8,059)" in table.statement
+    assert [row[4].mark for row in table.rows] == ["apart", *[""] * 8]
+
+
+def test_the_cost_of_detectors_has_their_latency_and_the_share_behind_proposals_where_there_are_any():
+    cost = {"mult_adds": 25_224_412_096, "parameters": 6_043_072, "latency_ms": 12.345, "input_size": 300}
+    cost |= {**FULL["coco"], "resolution": 300}
+    results = {row.key: dict(cost) for row in PAPER.runs["table_13_cost"].rows}
+    results["detection_faster300_mobilenet"]["proposals_share"] = 0.93016
+    table = runs_table("table_13_cost", PAPER.runs["table_13_cost"], PAPER, "sample", results)
+    assert table.statement == ""
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["Faster R-CNN 300, MobileNet"] == [
+        "25.2", "25.224", "equal", "6.1", "6.043", "-0.057 (-0.93%)", "93.0", "12.3", "300",
+    ]  # fmt: skip
+    assert rows["SSD 300, MobileNet"][-3:] == ["-", "12.3", "300"]
 
 
 def geolocation_results(*parts: str) -> dict[str, dict[str, Any]]:

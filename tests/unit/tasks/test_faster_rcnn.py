@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import proposals
 from tasks.boxes import encode
-from tasks.nets import NetSpec, build, faster_rcnn
+from tasks.nets import NetSpec, build
 from tasks.nets.anchors import anchors
 from tasks.nets.complexity import count, layer_table
 from tasks.nets.faster_rcnn import crop, level
 from tasks.nets.frozen import FrozenBatchNorm
-from tasks.optim import RMSprop, finish_gradient, flatten
+from tasks.optim import finish_gradient, flatten
+from tasks.rules import RMSprop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("faster_rcnn_vgg", "faster_rcnn_inception_v2", "faster_rcnn_mobilenet")
@@ -39,11 +39,8 @@ SCENES = [
 ]
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Fewer boxes than the recipe has, each of which goes through a large net."""
-    monkeypatch.setattr(proposals, "PROPOSALS", 12)
-    monkeypatch.setattr(faster_rcnn, "BOXES", faster_rcnn.BOXES._replace(size=4))
+# Fewer boxes than the recipe has, each of which goes through a large net.
+FEW = {"proposals": 12, "second_stage_boxes": 4}
 
 
 def meta(name, **options):
@@ -132,7 +129,7 @@ def test_a_real_net_is_counted_as_one_without_contents():
 @pytest.mark.parametrize("size", [64, 75, 96, 150])
 @pytest.mark.parametrize("name", NETS)
 def test_small_images_have_as_many_proposals(name, size):
-    outputs = meta(name, num_classes=7)(torch.empty(2, 3, size, size, device="meta"))
+    outputs = meta(name, num_classes=7).outputs(torch.empty(2, 3, size, size, device="meta"))
     assert {key: tuple(value.shape) for key, value in outputs.items()} == {
         "logits": (2, 300, 7),
         "offsets": (2, 300, 6, 4),
@@ -249,9 +246,9 @@ def test_every_batch_norm_is_frozen(name):
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in meta(NETS[0]).modules())
 
 
-def test_a_step_moves_everything_but_batch_norm(few):
+def test_a_step_moves_everything_but_batch_norm():
     torch.manual_seed(0)
-    net = with_statistics(NETS[2], drawn(64)[0]).train()
+    net = with_statistics(NETS[2], drawn(64)[0], **FEW).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     flat = flatten(net)
     sum(net.losses(*drawn(64)).values()).backward()
@@ -286,17 +283,23 @@ def test_an_anchors_outputs_depend_on_the_cells_around_it():
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_an_image_gives_the_same_alone_and_in_a_batch(name, few):
+def test_an_image_gives_the_same_alone_and_in_a_batch(name):
     torch.manual_seed(0)
     pictures = torch.rand(3, 3, 80, 80) * 2 - 1
-    net = with_statistics(name, pictures).eval()
+    net = with_statistics(name, pictures, **FEW).eval()
     with torch.no_grad():
-        together = net.detect(net(pictures), 0.0, 0.6, 100)
+        together = net(pictures)
         for image in range(3):
-            (alone,) = net.detect(net(pictures[image : image + 1]), 0.0, 0.6, 100)
-            assert 12 <= len(alone["labels"]) <= 48
-            assert torch.equal(alone["labels"], together[image]["labels"])
+            (alone,) = net(pictures[image : image + 1])
+            assert 12 <= (alone[:, 5] > 0).sum() <= 48
+            assert torch.equal(alone[:, 5], together[image, :, 5])
             torch.testing.assert_close(alone, together[image], atol=1e-5, rtol=1e-4)
+
+
+def found_in(detections):
+    """The rows of an image that are no filling, by what they say."""
+    kept = detections[detections[:, 5] > 0]
+    return {"boxes": kept[:, :4], "scores": kept[:, 4], "labels": kept[:, 5].long()}
 
 
 def outputs_of(wanted, classes=5):
@@ -314,7 +317,7 @@ def outputs_of(wanted, classes=5):
 
 
 def test_detections_are_what_the_outputs_say():
-    net = meta(NETS[2], num_classes=5)
+    net = meta(NETS[2], num_classes=5, score_threshold=0.5)
     wanted = [
         (3, [0.1, 0.2, 0.5, 0.6], 4),
         (4, [0.1, 0.2, 0.5, 0.61], 4),  # suppressed by the one before
@@ -324,22 +327,23 @@ def test_detections_are_what_the_outputs_say():
     ]
     outputs = outputs_of(wanted)
     outputs["logits"][0, 200] = torch.tensor([-4.0, 4.0, -4.0, -4.0, -4.0])  # a place that no proposal fills
-    (found,) = net.detect(outputs, 0.5, 0.6, 100)
+    found = found_in(net.detect(outputs)[0])
     assert found["labels"].tolist() == [4, 1, 2]
     expected = torch.tensor([wanted[0][1], wanted[2][1], [0.0, 0.5, 0.3, 1.0]])
     torch.testing.assert_close(found["boxes"], expected, atol=1e-5, rtol=0)
-    assert len(net.detect(outputs, 0.5, 0.6, 2)[0]["labels"]) == 2
-    (found,) = net.detect(outputs_of([(0, [0.1, 0.2, 0.5, 0.6], 3)]), 0.5, 0.6, 100)
+    two = meta(NETS[2], num_classes=5, score_threshold=0.5, max_detections=2)
+    assert two.detect(outputs)[0, :, 5].tolist() == [4, 1]
+    found = found_in(net.detect(outputs_of([(0, [0.1, 0.2, 0.5, 0.6], 3)]))[0])
     shares = torch.tensor([-4.0, -4.0, -4.0, 4.0, -4.0]).softmax(0)
     torch.testing.assert_close(found["scores"], shares[3:4])
 
 
 @pytest.mark.parametrize("objects", [0, 3])
 @pytest.mark.parametrize("name", FROZEN)
-def test_losses_are_finite_and_reach_every_weight_that_learns(name, objects, few):
+def test_losses_are_finite_and_reach_every_weight_that_learns(name, objects):
     torch.manual_seed(0)
     pictures, targets = drawn(64)
-    net = with_statistics(name, pictures)
+    net = with_statistics(name, pictures, **FEW)
     if objects:
         targets["crowd"][1] = True
     losses = net.losses(pictures, {key: value[:, :objects] for key, value in targets.items()})
@@ -354,10 +358,10 @@ def test_losses_are_finite_and_reach_every_weight_that_learns(name, objects, few
     assert objects == 0 or not any(key.startswith("rpn") for key in still)
 
 
-def test_losses_are_repeated_by_a_seed(few):
+def test_losses_are_repeated_by_a_seed():
     torch.manual_seed(0)
     pictures, targets = drawn(64)
-    net = with_statistics(NETS[2], pictures)
+    net = with_statistics(NETS[2], pictures, **FEW)
     both = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tasks.nets.frozen import FrozenBatchNorm, freeze_batch_norm
-from tasks.optim import RMSprop, decays, finish_gradient, flatten
+from tasks.optim import decays, finish_gradient, flatten
+from tasks.rules import RMSprop
 
 
 def layers():

@@ -92,7 +92,8 @@ MEASURE = """
 import torch
 from tasks.geolocation import loss
 from tasks.nets import NetSpec, build
-from tasks.optim import FlatState, LocalOptimizer, RMSprop, Staircase, finish_gradient
+from tasks.optim import FlatState, LocalOptimizer, finish_gradient
+from tasks.rules import RMSprop, Staircase
 from tests.memory import peak_kib
 net = build(NetSpec("mobilenet", num_classes=26263)).to(memory_format=torch.channels_last)
 before = peak_kib()

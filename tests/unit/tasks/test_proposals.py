@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tasks.boxes import areas, encode, intersections, iou
-from tasks.proposals import ANCHORS, BOXES, PROPOSALS, Minibatch, assign, draw, propose, stage_losses, take
+from tasks.nets import NetSpec
+from tasks.proposals import ANCHORS, BOXES, Minibatch, assign, draw, propose, stage_losses, take
 
 LOOSE = Minibatch(size=8, share=0.25, object_iou=0.4, background_iou=0.2, best=True)
 STRICT = Minibatch(size=8, share=0.25, object_iou=0.3, background_iou=0.3, best=False)
@@ -36,7 +37,7 @@ def scene():
 
 
 def test_settings_are_the_published():
-    assert (PROPOSALS, ANCHORS.size, BOXES.size) == (300, 256, 64)
+    assert (NetSpec("").proposals, ANCHORS.size, BOXES.size) == (300, 256, 64)
     assert ANCHORS == (256, 0.5, 0.7, 0.3, True)  # Ren et al., section 3.1.2
     assert BOXES == (64, 0.25, 0.5, 0.5, False)
 
@@ -178,7 +179,7 @@ def test_proposals_equal_brute_force():
     torch.manual_seed(0)
     anchors = candidates(2)[:, :-1]
     logits, offsets = torch.randn(2, 36, 2), 4 * torch.randn(2, 36, 4)
-    proposals = propose(logits, offsets, anchors)
+    proposals = propose(logits, offsets, anchors, 300)
     assert proposals.shape == (2, 300, 4)
     for image in range(2):
         shift, growth = offsets[image, :, :2] / 10 / 3, (offsets[image, :, 2:] / 5).exp() / 3
@@ -197,4 +198,4 @@ def test_proposals_are_the_likeliest_of_many():
     logits = torch.stack([torch.zeros(1, 500), torch.randn(1, 500)], dim=-1)
     expected = suppressed(anchors[0], logits[0, :, 1])
     assert len(expected) > 300
-    torch.testing.assert_close(propose(logits, torch.zeros(1, 500, 4), anchors)[0], expected[:300])
+    torch.testing.assert_close(propose(logits, torch.zeros(1, 500, 4), anchors, 300)[0], expected[:300])

@@ -110,7 +110,7 @@ def test_counts_round_to_the_published_figures(name):
 
 @pytest.mark.parametrize(("name", "total"), [("ssd300_vgg", 8732), (NETS[1], 1917), (NETS[2], 1917)])
 def test_outputs_have_a_row_for_every_anchor(name, total):
-    outputs = meta(name)(torch.empty(2, 3, 300, 300, device="meta"))
+    outputs = meta(name).outputs(torch.empty(2, 3, 300, 300, device="meta"))
     assert {key: tuple(value.shape) for key, value in outputs.items()} == {
         "logits": (2, total, 91),
         "offsets": (2, total, 4),
@@ -128,7 +128,7 @@ def test_rows_of_the_outputs_are_the_maps_cells_in_the_order_of_the_anchors(name
             key = kind, level
             predictor.register_forward_hook(lambda _, __, output, key=key: maps.update({key: output}))
     with torch.no_grad():
-        outputs = net(torch.rand(2, 3, 96, 96) * 2 - 1)
+        outputs = net.outputs(torch.rand(2, 3, 96, 96) * 2 - 1)
     place = 0
     for level, (shapes, step) in enumerate(net.head.levels):
         side = maps["logits", level].shape[-1]
@@ -178,18 +178,24 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(name):
     net = build(NetSpec(name, num_classes=5)).eval()
     pictures = torch.rand(3, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        together = net.detect(net(pictures), 1e-8, 0.6, 100)
+        together = net(pictures)
         for image in range(3):
-            (alone,) = net.detect(net(pictures[image : image + 1]), 1e-8, 0.6, 100)
-            assert len(alone["labels"]) == 100
-            assert torch.equal(alone["labels"], together[image]["labels"])
+            (alone,) = net(pictures[image : image + 1])
+            assert (alone[:, 5] > 0).all()
+            assert torch.equal(alone[:, 5], together[image, :, 5])
             torch.testing.assert_close(alone, together[image], atol=1e-5, rtol=1e-4)
+
+
+def found_in(detections):
+    """The rows of an image that are no filling, by what they say."""
+    kept = detections[detections[:, 5] > 0]
+    return {"boxes": kept[:, :4], "scores": kept[:, 4], "labels": kept[:, 5].long()}
 
 
 def outputs_of(net, wanted, size):
     """Raw outputs that say `wanted`, objects (anchor, box, label), surer of the first, and background elsewhere."""
     with torch.no_grad():
-        outputs = net(torch.zeros(1, 3, size, size))
+        outputs = net.outputs(torch.zeros(1, 3, size, size))
     logits = torch.full_like(outputs["logits"], -4.0)
     logits[..., 0] = 4.0
     offsets = torch.zeros_like(outputs["offsets"])
@@ -202,7 +208,7 @@ def outputs_of(net, wanted, size):
 
 @pytest.mark.parametrize("name", ["ssd300_vgg", "ssd300_mobilenet"])
 def test_detections_are_what_the_outputs_say(name):
-    net = build(NetSpec(name, num_classes=5)).eval()
+    net = build(NetSpec(name, num_classes=5, score_threshold=0.5)).eval()
     wanted = [
         (3, [0.1, 0.2, 0.5, 0.6], 4),
         (4, [0.1, 0.2, 0.5, 0.61], 4),  # suppressed by the one before
@@ -210,32 +216,32 @@ def test_detections_are_what_the_outputs_say(name):
         (9, [-0.2, 0.5, 0.3, 1.4], 2),  # cut at the image's edges
         (12, [1.1, 1.1, 1.4, 1.4], 3),  # outside
     ]
-    (found,) = net.detect(outputs_of(net, wanted, 64), 0.5, 0.6, 100)
+    found = found_in(net.detect(outputs_of(net, wanted, 64))[0])
     assert found["labels"].tolist() == [4, 1, 2]
     expected = torch.tensor([wanted[0][1], wanted[2][1], [0.0, 0.5, 0.3, 1.0]])
     torch.testing.assert_close(found["boxes"], expected, atol=1e-5, rtol=0)
     assert found["scores"].min() > 0.9
-    assert len(net.detect(outputs_of(net, wanted, 64), 0.5, 0.6, 2)[0]["labels"]) == 2
+    two = build(NetSpec(name, num_classes=5, score_threshold=0.5, max_detections=2)).eval()
+    assert two.detect(outputs_of(two, wanted, 64))[0, :, 5].tolist() == [4, 1]
 
 
 @pytest.mark.parametrize(("name", "scores"), [("ssd300_vgg", "softmax"), (NETS[1], "sigmoid"), (NETS[2], "sigmoid")])
 def test_scores_are_of_the_published_kind(name, scores):
-    net = build(NetSpec(name, num_classes=3)).eval()
+    net = build(NetSpec(name, num_classes=3, score_threshold=0.05)).eval()
     outputs = outputs_of(net, [], 64)
     outputs["logits"][0, 0] = torch.tensor([1.0, 2.0, 3.0])
-    (found,) = net.detect(outputs, 0.05, 0.6, 100)
+    found = found_in(net.detect(outputs)[0])
     row = torch.tensor([3.0, 2.0])  # of the classes that are no background, best first
     expected = row.sigmoid() if scores == "sigmoid" else row.exp() / torch.tensor([1.0, 2.0, 3.0]).exp().sum()
     torch.testing.assert_close(found["scores"], expected)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_losses_of_images_are_those_of_their_outputs_and_reach_every_weight(name):
+def test_losses_of_images_reach_every_weight(name):
     torch.manual_seed(0)
     net = build(NetSpec(name, num_classes=5))
     pictures, targets = drawn(64)
     losses = net.losses(pictures, targets)
-    torch.testing.assert_close(losses, net.losses_of(net(pictures), targets))  # BatchNorm uses the batch's statistics
     sum(losses.values()).backward()
     still = {key for key, value in net.named_parameters() if value.grad is None or not value.grad.isfinite().all()}
     assert not still
@@ -334,7 +340,9 @@ def drawn(size):
 )
 def test_learns_four_images_by_heart(name, size, steps, rate):
     torch.manual_seed(0)
-    net = build(NetSpec(name, num_classes=5, batch_norm_decay=0.8)).to(memory_format=torch.channels_last)
+    net = build(NetSpec(name, num_classes=5, batch_norm_decay=0.8, score_threshold=0.5)).to(
+        memory_format=torch.channels_last
+    )
     pictures, targets = drawn(size)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
@@ -344,7 +352,7 @@ def test_learns_four_images_by_heart(name, size, steps, rate):
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        detections = net.eval().detect(net(pictures), 0.5, 0.6, 100)
+        detections = [found_in(image) for image in net.eval()(pictures)]
     for objects, found in zip(SCENES, detections, strict=True):
         assert sorted(found["labels"].tolist()) == sorted(label for *_, label in objects)
         for *box, label in objects:

@@ -9,8 +9,8 @@ import torch
 
 from pipelines.training.job import net_spec
 from pipelines.training.loop import WEIGHTS, train_local
-from pipelines.training.origins import Initial, Origin, head_of, initial, initialise, load_weights
-from tasks.nets import CLASSIFIERS, NetSpec, build
+from pipelines.training.origins import Initial, Origin, heads_of, initial, initialise, load_weights
+from tasks.nets import CLASSIFIERS, DETECTORS, NetSpec, build
 
 SPEC = NetSpec("mobilenet", width=0.25, num_classes=3)
 
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path):
 def test_the_last_layer_is_what_depends_on_the_number_of_classes(name):
     with torch.device("meta"):
         net, other = (build(NetSpec(name, num_classes=classes)).state_dict() for classes in (7, 9))
-        head = head_of(build(NetSpec(name)))
+        head = heads_of(build(NetSpec(name)))
     assert {key for key in net if net[key].shape != other[key].shape} == {key for key in net if key.startswith(head)}
 
 
@@ -174,3 +174,67 @@ def test_a_fresh_last_layer_is_the_one_that_the_run_would_have_without_an_origin
 def test_weights_of_another_way_of_computing_are_refused(run, origin, key, value):
     with pytest.raises(ValueError, match=f"was trained with {key} .*, the run has {value}"):
         initial(run, replace(SPEC, **{key: value}), "abc", origin)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_heads_are_what_depends_on_the_number_of_classes(name):
+    with torch.device("meta"):
+        net, other = (build(NetSpec(name, num_classes=classes)).state_dict() for classes in (7, 9))
+        head = heads_of(build(NetSpec(name)))
+    assert {key for key in net if net[key].shape != other[key].shape} <= {key for key in net if key.startswith(head)}
+
+
+DETECTOR = NetSpec("ssd300_mobilenet", num_classes=91)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A MobileNet of full width, trained for other classes than a detector finds."""
+    torch.manual_seed(12)
+    net, path = build(NetSpec("mobilenet", num_classes=5)), tmp_path_factory.mktemp("classifier") / "weights.pt"
+    with torch.no_grad():
+        net(torch.rand(4, 3, 32, 32))
+    torch.save(net.state_dict(), path)
+    return Origin("imagenet_run", path, NetSpec("mobilenet", num_classes=5), None, tuple("abcde"))
+
+
+@pytest.mark.parametrize("net", ["ssd300_mobilenet", "faster_rcnn_mobilenet"])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_detector_takes_a_classifiers_body_and_keeps_the_rest_as_it_is(run, classifier, net, is_file):
+    spec = replace(DETECTOR, net=net)
+    start = initial(run, spec, ["1 a"], Origin("weights.pt", classifier.weights) if is_file else classifier)
+    assert start == Initial(classifier.weights, keep_head=False, into="body.")
+    state, before = started(start, spec)
+    taken = torch.load(classifier.weights, weights_only=True)
+    for name, value in state.items():
+        expected = taken[name.removeprefix("body.")] if name.startswith("body.") else before[name]
+        assert torch.equal(value, expected), name
+    assert {name.removeprefix("body.") for name in state if name.startswith("body.")} == {
+        name for name in taken if not name.startswith("classifier.")
+    }
+
+
+@pytest.mark.parametrize(("classes", "keeps"), [(["1 a", "90 b"], True), (["2 a", "90 b"], False)])
+def test_a_detector_starts_from_a_detector_whole_or_but_for_what_is_of_classes(run, tmp_path, classes, keeps):
+    torch.manual_seed(13)
+    path = tmp_path / "weights.pt"
+    torch.save(build(DETECTOR).state_dict(), path)
+    start = initial(run, DETECTOR, classes, Origin("other", path, DETECTOR, None, ("1 a", "90 b")))
+    assert start == Initial(path, keep_head=keeps)
+    state, before = started(start, DETECTOR)
+    taken = torch.load(path, weights_only=True)
+    for name, value in state.items():
+        fresh = name.startswith(("logits.", "offsets.")) and not keeps
+        assert torch.equal(value, (before if fresh else taken)[name]), name
+
+
+def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
+    where = f"run {run.name}: init_from"
+    with pytest.raises(ValueError, match=f"{where} imagenet_run: 'body.Conv2d_1a_7x7.depthwise.weight' is absent"):
+        initial(run, replace(DETECTOR, net="faster_rcnn_inception_v2"), ["1 a"], classifier)
+    with pytest.raises(
+        ValueError, match=f"{where} one: 'body.conv0.conv.weight' is .8, 3, 3, 3., it must be .32, 3, 3"
+    ):
+        initial(run, DETECTOR, ["1 a"], origin)
+    with pytest.raises(ValueError, match="imagenet_run was trained with padding same, the run has symmetric"):
+        initial(run, replace(DETECTOR, padding="symmetric"), ["1 a"], classifier)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from threading import Lock, Thread
 
@@ -13,7 +14,9 @@ from pipelines.training.curve import read_curve
 from pipelines.training.loop import export, train_local, train_with_servers
 from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, assemble
 from pipelines.training.remote_optimizer import slices
-from tasks.optim import FlatState, RMSprop, Staircase
+from pipelines.training.run import MomentumUpdates
+from tasks.optim import FlatState
+from tasks.rules import Adagrad, Momentum, RMSprop, Staircase
 
 
 class LocalServers:
@@ -90,12 +93,21 @@ def push(reply, sequence, gradient=1.0, worker=0, **changes):
     return Push(**{**values, **changes})
 
 
-@pytest.mark.parametrize("num_servers", [1, 3])
-def test_one_worker_equals_serial_training_bit_for_bit(make_job, num_servers):
-    recipe = {"epochs": 8, "optimizer": {"learning_rate": 0.02}}
-    serial = make_job(**recipe)
+MOMENTUM = MomentumUpdates(
+    rule="momentum", momentum=0.9, learning_rate=0.01, weight_decay=1e-4, clip_norm=10.0, weight_average=None
+)
+
+
+@pytest.mark.parametrize(("num_servers", "updates"), [(1, None), (3, None), (3, MOMENTUM)])
+def test_one_worker_equals_serial_training_bit_for_bit(make_job, num_servers, updates):
+    def made(**values):
+        schedule = {"decay_epochs": 1 if updates is None else [3, 6.5]}
+        job = make_job(epochs=8, optimizer={"learning_rate": 0.02}, schedule=schedule, **values)
+        return job if updates is None else replace(job, run=job.run.model_copy(update={"optimizer": updates}))
+
+    serial = made()
     train_local(serial)
-    job = make_job(kind="async", servers={"num_servers": num_servers}, **recipe)
+    job = made(kind="async", servers={"num_servers": num_servers})
     train_with_servers(job, LocalServers(job.servers), rank=0)
     final = assemble(job.servers)
     export(job, final.weights, final.statistics)
@@ -258,6 +270,25 @@ def test_a_server_killed_before_its_first_step_has_a_snapshot(tmp_path):
     back = ParameterShard(shard.plan, 0)
     assert np.array_equal(back.pull(0).weights, reply.weights)
     assert back.push(push(back.pull(0), 1)).status == "applied"
+
+
+@pytest.mark.parametrize("rule", [RMSprop(0.9, 0.9, 1.0), Adagrad(0.1), Momentum(0.9)], ids=str)
+def test_a_server_updates_by_any_rule_and_listed_rates_through_a_restart(tmp_path, rule):
+    rate = Staircase(0.1, 0.5, (3, 5), 2)
+    shard, reply = started(plan(tmp_path, rule=rule, learning_rate=rate, total_steps=8))
+    oracle = FlatState(torch.zeros(10), rule, rate, 0.9)
+    for step in range(8):
+        if step == 4:
+            shard.curve.close()
+            shard = ParameterShard(shard.plan, 0)
+            reply = shard.pull(0)
+        reply = shard.push(push(reply, step + 1, gradient=(-2.0) ** step))
+        assert reply.status == "applied"
+        oracle.apply(torch.full((10,), (-2.0) ** step))
+    assert torch.equal(torch.from_numpy(reply.weights), oracle.weights)
+    assert torch.equal(assemble(shard.plan).weights, oracle.evaluated)
+    rates = [row["learning_rate"] for row in read_curve(tmp_path / "curve.jsonl")]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.025])
 
 
 def test_a_torn_write_leaves_the_snapshot_before(tmp_path):

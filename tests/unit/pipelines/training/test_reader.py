@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -462,3 +463,75 @@ def test_batches_by_identity_have_few_people(tmp_path):
             shown = [people[label] for label in batch.targets["label"].tolist()]
             assert len(set(shown[:3])) == len(set(shown[3:])) == 1
             assert len(set(batch.targets["label"].tolist())) == 6
+
+
+def with_objects(folder):
+    """Shards of pictures with up to two objects, one of them with none."""
+    stored = []
+    for sample in range(12):
+        image, height, width = jpeg(sample)
+        boxes = [[1.0, 2.0, 4.0, 5.0], [6.0, 1.0, 3.0, 3.0]][: sample % 3]
+        things = [{"category": 1, "box": box, "area": 9.0, "crowd": False} for box in boxes]
+        fields = json.dumps({"image_id": sample, "objects": things}).encode()
+        stored.append(Stored(sample, image, fields, height, width))
+    splits = {"train": Split(samples=12, shards=(write_shard(folder, "train-000000", stored),))}
+    index = Index(dataset="toy", classes=("1 a",), splits=splits, skipped={}, reencoded={})
+    (folder / INDEX).write_bytes(index.to_json())
+    return folder
+
+
+def kept(fields):
+    """Targets that say how each image is seen."""
+    views = [sample["view"] for sample in fields]
+    ids = [sample.get("image_id", 0) for sample in fields]
+    return {
+        "crop": torch.tensor([view.crop for view in views]),
+        "flipped": torch.tensor([view.flipped for view in views]),
+        "image_id": torch.tensor(ids),
+    }
+
+
+@pytest.mark.parametrize("shares", [None, (0.5, 1.0)])
+def test_targets_are_told_how_each_image_is_seen(tmp_path, shares):
+    """The crop that the pixels are of, and whether they are flipped, the same for every division of the work."""
+    folder = with_objects(tmp_path)
+    bounds = replace(BOUNDS, min_object_shares=shares)
+    options = {"targets": kept, "num_samples": 48, "bounds": bounds}
+    (whole,) = train(folder, batch_size=48, **options)
+    parts = [list(train(folder, batch_size=3, rank=rank, world=2, threads=2, **options)) for rank in range(2)]
+    flips = whole.distortions[:, 0] > 0
+    assert torch.equal(whole.targets["flipped"], flips)
+    assert 10 < flips.sum() < 38
+    for rank in range(2):
+        for key, value in whole.targets.items():
+            assert torch.equal(torch.cat([batch.targets[key] for batch in parts[rank]]), value[rank::2])
+    stored = SplitReader(folder, "train")
+    for image, number, crop in zip(whole.images, whole.targets["image_id"], whole.targets["crop"], strict=True):
+        (pixels,), _ = stored.decode(np.array([int(number)]), crop[None].numpy(), 8, False)
+        assert torch.equal(image, pixels)
+    widths = whole.targets["crop"][:, 3]
+    assert (widths < 10).any()
+
+
+def test_crops_show_as_much_of_an_object_as_is_asked_for(tmp_path):
+    folder = with_objects(tmp_path)
+    bounds = Bounds(0.1, 0.6, 0.5, 2.0, 0.5, 0.0, 1.0, 1.0, min_object_shares=(1.0,))
+    stored = SplitReader(folder, "train")
+    for batch in train(folder, batch_size=12, num_samples=120, bounds=bounds, targets=kept):
+        for number, (top, left, height, width) in zip(
+            batch.targets["image_id"].tolist(), batch.targets["crop"].tolist(), strict=True
+        ):
+            ((_, fields),) = stored.read(np.array([number]))
+            whole = [
+                left <= x and x + w <= left + width and top <= y and y + h <= top + height
+                for x, y, w, h in (thing["box"] for thing in fields["objects"])
+            ]
+            assert any(whole) or not whole
+
+
+def test_in_evaluation_images_are_seen_in_their_middle_and_not_flipped(tmp_path):
+    folder = with_objects(tmp_path)
+    (batch,) = evaluate(folder, batch_size=12, central_fraction=1.0, targets=kept)
+    heights, widths = SplitReader(folder, "train").image_sizes(np.arange(12))
+    assert batch.targets["crop"].tolist() == [[0, 0, h, w] for h, w in zip(heights, widths, strict=True)]
+    assert not batch.targets["flipped"].any()
