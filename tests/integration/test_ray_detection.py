@@ -83,7 +83,6 @@ def trained(make_job, shards, net, kind, epochs):
         ("ssd300_mobilenet", "local"),
         ("ssd300_mobilenet", "ddp"),
         ("ssd300_mobilenet", "async"),
-        ("faster_rcnn_mobilenet", "ddp"),
         ("faster_rcnn_mobilenet", "async"),
     ],
 )

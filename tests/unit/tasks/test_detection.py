@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.augment import distort, normalise
+from tasks.augment import distort
 from tasks.base import Batch, TestSet, View, evaluate
 from tasks.coco_ap import CocoAP
 from tasks.detection import OBJECT_DETECTION, DetectionAP, collator, num_outputs
@@ -159,63 +159,3 @@ def test_a_net_that_finds_nothing_has_no_ap():
     evaluation = evaluator.compute()
     assert evaluation.metrics["ap"] == 0
     assert len(evaluation.arrays["detection_score"]) == 0
-
-
-def drawn(size):
-    """Two pictures of coloured boxes on dull noise, their targets, and a third with a crowd alone."""
-    scenes = [
-        [thing(1, [0.1, 0.15, 0.4, 0.45]), thing(19, [0.55, 0.5, 0.35, 0.35])],
-        [thing(90, [0.3, 0.25, 0.5, 0.5])],
-        [thing(1, [0.2, 0.2, 0.4, 0.4], crowd=True)],
-    ]
-    colours = {1: (255, 0, 0), 19: (0, 255, 0), 90: (60, 60, 255)}
-    images = torch.randint(100, 156, (3, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples = []
-    for image, things in enumerate(scenes):
-        for one in things:
-            one["box"] = [side * size for side in one["box"]]
-            left, top, width, height = map(round, one["box"])
-            one["area"] = one["box"][2] * one["box"][3]
-            images[image, top : top + height, left : left + width] = torch.tensor(
-                colours[one["category"]], dtype=torch.uint8
-            )
-        samples.append(sample(image + 1, things, (0, 0, size, size)))
-    return images, samples
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size", "steps", "rate"),
-    [
-        ("ssd300_vgg", 64, 120, 4e-4),
-        ("ssd300_inception_v2", 64, 120, 2e-3),
-        ("ssd300_mobilenet", 96, 120, 2e-3),
-        ("faster_rcnn_vgg", 64, 100, 3e-4),
-        ("faster_rcnn_inception_v2", 96, 120, 4e-4),
-        ("faster_rcnn_mobilenet", 96, 120, 1e-3),
-    ],
-)
-def test_a_batch_is_learned_by_heart(name, size, steps, rate):
-    """Until its AP is above .9; Faster R-CNN with fewer boxes than the recipe has."""
-    torch.manual_seed(0)
-    images, samples = drawn(size)
-    batch = Batch(images, torch.empty(0, 4), collator(CATEGORIES)(samples))
-    net = build(
-        NetSpec(name, num_classes=91, batch_norm_decay=0.8, proposals=64, second_stage_boxes=16, dropout=0.0)
-    ).to(memory_format=torch.channels_last)
-    if name in ("faster_rcnn_inception_v2", "faster_rcnn_mobilenet"):  # whose BatchNorm is frozen
-        classifier = build(NetSpec(name.removeprefix("faster_rcnn_"), num_classes=3, batch_norm_decay=0.0))
-        with torch.no_grad():
-            classifier(normalise(images))
-        state = {key: value for key, value in classifier.state_dict().items() if not key.startswith("classifier")}
-        net.body.load_state_dict(state)
-    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        parts = OBJECT_DETECTION.run(net, normalise(images), batch.targets)
-        OBJECT_DETECTION.loss(parts, batch.targets).backward()
-        optimizer.step()
-        schedule.step()
-    found = evaluate(OBJECT_DETECTION, net, iter([batch]), TestSet(CATEGORIES), "cpu").metrics
-    assert found["ap"] > 0.9

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tasks.boxes import encode
-from tasks.nets import NetSpec, build
+from tasks.nets import MIN_INPUT_SIZE, NetSpec, build, check_input_size
 from tasks.nets.anchors import anchors
 from tasks.nets.complexity import count, layer_table
 from tasks.nets.faster_rcnn import crop, level
@@ -135,6 +135,15 @@ def test_small_images_have_as_many_proposals(name, size):
         "offsets": (2, 300, 6, 4),
         "proposals": (2, 300, 4),
     }
+
+
+def test_vggs_smallest_input_is_the_smallest_of_which_a_map_is_left():
+    smallest = MIN_INPUT_SIZE[NETS[0]]
+    assert meta(NETS[0])(torch.empty(2, 3, smallest, smallest, device="meta")).shape == (2, 100, 6)
+    with pytest.raises(RuntimeError):
+        meta(NETS[0])(torch.empty(2, 3, smallest - 1, smallest - 1, device="meta"))
+    with pytest.raises(ValueError, match="input size 15 is too small for faster_rcnn_vgg"):
+        check_input_size(NETS[0], smallest - 1)
 
 
 def test_anchors_are_the_published():
