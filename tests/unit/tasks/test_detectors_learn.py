@@ -37,17 +37,16 @@ def drawn(size):
     return images, samples
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # VGG has 138 million weights to update
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "size", "steps", "rate"),
     [
-        ("ssd300_vgg", 64, 80, 4e-4),
-        ("ssd300_inception_v2", 64, 150, 2e-3),
-        ("ssd300_mobilenet", 96, 150, 2e-3),
-        ("faster_rcnn_vgg", 64, 110, 3e-4),
-        ("faster_rcnn_inception_v2", 80, 80, 4e-4),
-        ("faster_rcnn_mobilenet", 96, 100, 1e-3),
+        pytest.param("ssd300_vgg", 64, 80, 4e-4, marks=pytest.mark.slow),
+        pytest.param("ssd300_inception_v2", 64, 150, 2e-3, marks=pytest.mark.slow),
+        pytest.param("ssd300_mobilenet", 96, 150, 2e-3, marks=pytest.mark.slow),
+        pytest.param("faster_rcnn_vgg", 64, 110, 3e-4, marks=pytest.mark.long),  # 138 million weights to update
+        pytest.param("faster_rcnn_inception_v2", 80, 80, 4e-4, marks=pytest.mark.long),
+        pytest.param("faster_rcnn_mobilenet", 96, 100, 1e-3, marks=pytest.mark.slow),
     ],
 )
 def test_a_batch_is_learned_by_heart(name, size, steps, rate):
