@@ -62,14 +62,14 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
     records = {name: trained(params, scale, name) for name in runs}
 
     from pipelines.pictures import details
-    from pipelines.training.job import counts
+    from pipelines.training.job import counts, trained_net
 
     fresh = results / ".evaluation.fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     measured, spools = {}, []
     for name, run in runs.items():
         weights, record = row_folder(params, scale, name) / "weights.pt", records[name]
-        net = _trained_net(run, weights, record)
+        net = trained_net(run, record["num_outputs"], weights)
         evaluation = _evaluation(net, run, weights, record, own)
         metrics = {**evaluation.metrics, **_detector_costs(net, run, table.num_outputs, own.reader)}
         for data in further:
@@ -153,16 +153,6 @@ def read_pairs(raw: Path, dataset: str, reader: SplitReader) -> Pairs | None:
     )
     same, fold = zip(*((pair.is_same, pair.fold) for pair in pairs), strict=True)
     return Pairs(np.array(first), np.array(second), np.array(same), np.array(fold))
-
-
-def _trained_net(run: Run, weights: Path, record: dict[str, Any]) -> nn.Module:
-    from pipelines.training.job import net_spec
-    from pipelines.training.parameter_server import load_snapshot
-    from tasks.nets import build
-
-    net = build(net_spec(run, record["num_outputs"]))
-    net.load_state_dict(load_snapshot(weights))
-    return net
 
 
 def _evaluation(net: nn.Module, run: Run, weights: Path, record: dict[str, Any], data: TestData) -> Evaluation:

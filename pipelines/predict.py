@@ -20,14 +20,13 @@ import argparse
 import json
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.command import end_process, one_line_errors, stage_parser
 from pipelines.config import Params, load
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from pipelines.images import Pixels
 
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 TASK = "object_detection"
 JPEG_QUALITY = 90
@@ -130,13 +127,10 @@ def read_detector(run: Run, weights: Path, record: Mapping[str, Any]) -> Detecto
     """A run's net and what its record says of it, on the GPU where there is one."""
     import torch
 
-    from pipelines.training.job import net_spec
-    from pipelines.training.parameter_server import load_snapshot
-    from tasks.nets import build
+    from pipelines.training.job import trained_net
 
-    net = build(net_spec(run, record["num_outputs"]))
-    net.load_state_dict(load_snapshot(weights))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = trained_net(run, record["num_outputs"], weights)
     net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     named = (category.partition(" ") for category in record["classes"])  # "1 person"
     categories = {int(number): name for number, _, name in named}
@@ -151,6 +145,8 @@ def predict_pictures(
     draw_above: the score from which boxes are drawn. So many threads decode ahead of the net and draw behind it; what
     they hold is a few images, however many there are.
     """
+    from pipelines.training.reader import ahead
+
     images, count = [], 0
     with (
         _made(out) as folder,
@@ -158,9 +154,9 @@ def predict_pictures(
         counted("images", len(pictures)) as advance,
         ThreadPoolExecutor(threads) as pool,
     ):
-        seen = _ahead(pool, partial(_look, detector), pictures, threads + 1)
+        seen = ahead(pool, partial(_look, detector), pictures, threads + 1)
         found = ((image, _find(detector, image)) for image in seen)
-        for image, detections in _ahead(pool, partial(_draw, detector, folder, draw_above), found, threads + 1):
+        for image, detections in ahead(pool, partial(_draw, detector, folder, draw_above), found, threads + 1):
             number, (height, width) = image.picture.number, image.pixels.shape[:2]
             images.append({"id": number, "file_name": image.picture.name, "width": width, "height": height})
             for detection in detections:  # a line each: there may be millions
@@ -257,19 +253,6 @@ def _made(out: Path) -> Iterator[Path]:
         fresh.replace(target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], limit: int
-) -> Iterator[Result]:
-    """The results of all items, in order; up to `limit` of them are under way or wait to be taken."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > limit:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -108,8 +108,8 @@ class DetectionAP:
 
     def compute(self) -> Evaluation:
         """All that was taken in."""
-        metrics, arrays = (evaluation := self.figures.compute()).metrics, evaluation.arrays
-        return Evaluation(metrics, {**arrays, "image_sizes": torch.cat(self.sizes).numpy()})
+        found = self.figures.compute()
+        return Evaluation(found.metrics, {**found.arrays, "image_sizes": torch.cat(self.sizes).numpy()})
 
 
 def _table(objects: Sequence[dict[str, Any]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

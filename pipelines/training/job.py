@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pipelines.training.origins import Initial
-from pipelines.training.parameter_server import ServerPlan
+from pipelines.training.parameter_server import ServerPlan, load_snapshot
 from pipelines.training.run import Run, Updates
 from pipelines.training.teaching import Teacher
 from tasks.augment import Bounds
@@ -19,8 +20,8 @@ from tasks.nets import CLASSIFIERS, DETECTORS, NetSpec, build
 from tasks.nets.complexity import count
 from tasks.rules import Adagrad, Momentum, RMSprop, Rule, Staircase
 
-# By the name in `params.yaml`; a record's fields are named as the values there.
 _KINDS = {False: "a classifier", True: "a detector"}
+# By the name in `params.yaml`; a record's fields are named as the values there.
 RULES: dict[str, Callable[..., Rule]] = {"rmsprop": RMSprop, "adagrad": Adagrad, "momentum": Momentum}
 
 
@@ -96,6 +97,13 @@ def net_spec(run: Run, num_outputs: int) -> NetSpec:
     """The net of a run, with as many outputs as asked for."""
     options = run.net_options.model_dump() | (run.detection.model_dump() if run.detection else {})
     return NetSpec(net=run.net, width=run.width, num_classes=num_outputs, **options)
+
+
+def trained_net(run: Run, num_outputs: int, weights: Path) -> nn.Module:
+    """The net of a finished run, with the weights that it left."""
+    net = build(net_spec(run, num_outputs))
+    net.load_state_dict(load_snapshot(weights))
+    return net
 
 
 def check_kind(run: Run) -> None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ from tasks.base import Batch, View
 from tasks.box_crops import OBJECT_CROP_UNIFORMS, draw_object_crops
 
 Ints = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Fields = dict[str, Any]
 Collate = Callable[[list[Fields]], dict[str, Tensor]]
 
@@ -272,14 +274,22 @@ def _in_order(make: Callable[[int], Batch], count: int, threads: int) -> Iterato
     if threads == 0:
         yield from map(make, range(count))
         return
-    pending: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
     try:
-        for step in range(count):
-            pending.append(pool.submit(make, step))
-            if len(pending) > threads + 1:  # one more than are in work, so that no thread waits for the consumer
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        # One more than are in work, so that no thread waits for the consumer.
+        yield from ahead(pool, make, range(count), threads + 1)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+) -> Iterator[Result]:
+    """The results of all items, in order; up to `limit` of them are under way or wait to be taken."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > limit:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -95,9 +95,8 @@ class FasterRCNN(nn.Module):
         maps, logits, offsets, boxes = self._first_stage(images)
         proposals = propose(logits, offsets, boxes, self.proposals)
         found = [self._second_stage(*image) for image in zip(maps.split(1), proposals.split(1), strict=True)]
-        names = ("logits", "offsets")
-        seen = {name: torch.cat(part) for name, part in zip(names, zip(*found, strict=True), strict=True)}
-        return {**seen, "proposals": proposals}
+        logits, offsets = (torch.cat(part) for part in zip(*found, strict=True))
+        return {"logits": logits, "offsets": offsets, "proposals": proposals}
 
     def losses(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch in its parts, weighted: "classification" and "localisation" of each stage, those of the
