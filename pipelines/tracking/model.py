@@ -55,7 +55,8 @@ def model_of(client: MlflowClient, run_id: str) -> str | None:
 def _save(folder: Path, weights: Path, model: dict[str, Any], run_id: str, model_id: str) -> None:
     """Write the model's folder: MLmodel, weights, code, example.
 
-    In: (N, S, S, 3) uint8 images. Out: (N, num_classes) float32. The weights are copied here and again on their way.
+    In: (N, S, S, 3) uint8 images. Out: float32, (N, num_classes), or of a detector (N, max_detections, 6), rows of x1,
+    y1, x2, y2 in [0, 1], score and label. The weights are copied here and again on their way.
     """
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
@@ -63,13 +64,15 @@ def _save(folder: Path, weights: Path, model: dict[str, Any], run_id: str, model
 
     image = (model["input_size"], model["input_size"], 3)
     inputs = TensorSpec(np.dtype("uint8"), (-1, *image))
-    outputs = TensorSpec(np.dtype("float32"), (-1, model["net"]["num_classes"]))
+    net = model["net"]
+    predicted = (net["max_detections"], 6) if model["task"] == "object_detection" else (net["num_classes"],)
+    outputs = TensorSpec(np.dtype("float32"), (-1, *predicted))
     mlflow.pyfunc.save_model(
         folder,
         loader_module="model_flavor",
         data_path=str(weights),
         code_paths=[str(path) for path in CODE],
-        model_config={"task": model["task"], "net": model["net"]},
+        model_config={"task": model["task"], "net": net},
         signature=ModelSignature(Schema([inputs]), Schema([outputs])),
         input_example=np.zeros((1, *image), np.uint8),
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in PACKAGES],

@@ -27,7 +27,9 @@ class ImageModel:
 
     @torch.inference_mode()
     def predict(self, images: npt.NDArray[np.uint8], params: dict[str, Any] | None = None) -> npt.NDArray[np.float32]:
-        """(N, num_classes) float32 probabilities of a classifier. images: (N, S, S, 3) uint8, RGB, S as trained on."""
+        """What the task predicts: (N, num_classes) float32 probabilities of a classifier, (N, max_detections, 6) rows
+        of x1, y1, x2, y2 in [0, 1], score and label of a detector. images: (N, S, S, 3) uint8, RGB, S as trained on.
+        """
         del params  # MLflow passes it; there are none
         predictions: npt.NDArray[np.float32] = self.task.predict(self.net(normalise(torch.from_numpy(images)))).numpy()
         return predictions

@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,7 @@ def test_the_model_predicts_what_the_net_does(run, client, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri())
     model = mlflow.pyfunc.load_model(logged.model_uri)
     assert str(model.metadata.signature.inputs) == f"[Tensor('uint8', (-1, {SIZE}, {SIZE}, 3))]"
+    assert str(model.metadata.signature.outputs) == f"[Tensor('float32', (-1, {NET['num_classes']}))]"
     assert model.metadata.load_input_example(logged.artifact_location).shape == (1, SIZE, SIZE, 3)
     images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.inference_mode():
@@ -260,6 +262,27 @@ def test_the_model_predicts_what_the_net_does(run, client, monkeypatch):
     np.testing.assert_allclose(model.predict(images), expected, rtol=1e-4)
     with pytest.raises(Exception, match="shape"):
         model.predict(images[:, :16])
+
+
+def test_a_detectors_model_predicts_boxes(run, client, monkeypatch):
+    import mlflow
+
+    weights, spec = run.curve.parent / "weights.pt", NetSpec("ssd300_mobilenet", num_classes=5, max_detections=7)
+    net = build(spec).eval()
+    torch.save(net.state_dict(), weights)
+    run.begin()
+    run.train(0, 3)
+    run.finish(model=tracking.Model(weights=weights, task="object_detection", net=asdict(spec), input_size=SIZE))
+    tracking.send([run.spool])
+    (output,) = run.the_run(client).outputs.model_outputs
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri())
+    model = mlflow.pyfunc.load_model(client.get_logged_model(output.model_id).model_uri)
+    assert str(model.metadata.signature.outputs) == "[Tensor('float32', (-1, 7, 6))]"
+    images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = net.to(memory_format=torch.channels_last)(normalise(torch.from_numpy(images))).numpy()
+    assert expected.shape == (2, 7, 6)
+    np.testing.assert_allclose(model.predict(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_evaluation_joins_the_run_and_its_model_once(run, client, tmp_path):
