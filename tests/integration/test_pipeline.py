@@ -23,6 +23,7 @@ OTHERS = {  # the cheapest rows of the other tables, with those that they need
     "celeba_attributes": ["face_attributes_nn2"],
     "face_attributes": ["face_attributes_w025_r128"],
     "face_embeddings": ["face_embedding_nn2", "face_embedding_w075_r128"],
+    "detection": ["detection_ssd300_mobilenet"],
 }
 DATA = {
     "imagenet": "classes=10&train=32&val=5&size=128",
@@ -30,6 +31,7 @@ DATA = {
     "web_dogs": "breeds=6&train=12&test=8&size=96&web=16",
     "celeba": "people=60&images=6&size=96",
     "lfw": "folds=4&people=4&images=4&pairs=5&size=96",
+    "coco": "train=24&val=16&test=8&classes=3&size=96&overlap=30",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -58,7 +60,8 @@ class Project:
                 scale["recipes"][name]["runs"] = {}
             sample["recipes"][name]["defaults"]["epochs"] = 0.3
         sample["recipes"]["imagenet"]["defaults"].update(epochs=2, log_steps=1, checkpoint_steps=4)
-        params["tables"]["stanford_dogs"]["runs"]["stanford_dogs_w100_r192"]["init_from"] = None  # needs no other
+        for table, row in (("stanford_dogs", "stanford_dogs_w100_r192"), ("detection", "detection_ssd300_mobilenet")):
+            params["tables"][table]["runs"][row]["init_from"] = None  # needs no other
         self.write(params)
         self.run("dvc", "init", "--no-scm", "--quiet")
 

@@ -316,7 +316,7 @@ def test_vgg_equals_torchvisions():
             other.load_state_dict(layer.state_dict())
         pictures = torch.rand(1, 3, 272, 272) * 2 - 1
         expected = theirs.head(list(theirs.backbone(pictures).values()))
-        outputs = ours(pictures)
+        outputs = ours.outputs(pictures)
     torch.testing.assert_close(outputs["logits"], expected["cls_logits"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(outputs["offsets"], expected["bbox_regression"], atol=1e-4, rtol=1e-4)
 
