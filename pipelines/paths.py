@@ -43,6 +43,11 @@ def work(scale: str) -> Path:
     return RESULTS / scale / "work"
 
 
+def kept_row(scale: str, run: str) -> Path:
+    """A finished row where DVC does not remove it."""
+    return RESULTS / scale / "rows" / run
+
+
 def predictions(scale: str, dataset: str, digest: str) -> Path:
     """What a teacher predicts of a data set: beside the shards, by a digest of all that it depends on."""
     return DATA / scale / "predictions" / dataset / f"{digest[:16]}.npy"

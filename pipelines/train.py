@@ -1,7 +1,7 @@
 """The train stage: `python -m pipelines.train <table>` trains every run of a table that is not finished yet.
 
 A finished run whose fingerprint (its params, the data, the code) still fits is left alone; a broken one goes on from
-its last checkpoint. `--run <name>` trains that one alone.
+its last checkpoint. `--run <name>` trains that one alone; ROWS_AT_ONCE=<n> in the environment trains so many at once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import paths, tracking
+from pipelines import kept_rows, paths, tracking
 from pipelines.cluster import leave_cluster
 from pipelines.command import end_process, one_line_errors, stage_parser
 from pipelines.config import Params, load
 from pipelines.files import locked, read_json
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import watched
+from pipelines.side_by_side import rows_at_once, train_side_by_side
 from pipelines.training import rows
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ BATCH_NORM_MEMORIES = 5
 def train(params: Params, scale: str, table: str, only: str | None = None) -> None:
     """Train a table's unfinished runs one after another and leave a folder for each."""
     plan = make_plan(params, scale, table, only)
+    kept_rows.put_back(scale, map(plan.folder, plan.runs))
     unfinished = plan.unfinished(only)
     log.info("%s: %d of %d runs to train", table, len(unfinished), len(plan.runs))
     if not unfinished:
@@ -44,6 +46,10 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
     # All are checked, and refused where a net cannot be built or learned from, before the first is trained.
     for name in unfinished:
         plan.check(name)
+    at_once = 1 if only else min(rows_at_once(), len(unfinished))
+    if at_once > 1:
+        train_side_by_side(plan, unfinished, at_once)
+        return
     try:
         with tracking.sending() as track:
             for number, name in enumerate(unfinished, start=1):
@@ -66,6 +72,7 @@ def _train_row(plan: Plan, name: str, title: str, track: Callable[[Path], None])
         _train_run(job, title)
         record["summary"] = read_json(job.folder / "summary.json")
     rows.finish([job.folder / file for file in ("weights.pt", "curve.jsonl")], record, target)
+    kept_rows.keep(plan.scale, target)
     for folder in paths.work(plan.scale).glob(f"{name}-*"):
         shutil.rmtree(folder)
 

@@ -40,7 +40,7 @@ def _ask_teacher(job: Job, teacher: Teacher) -> None:
     import ray
     from ray.exceptions import RayTaskError
 
-    use_cluster(_resources(run))
+    use_cluster(*run.bundles)
     ask = ray.remote(num_cpus=run.worker_cpus, num_gpus=run.worker_gpus)(store_predictions)
     try:
         ray.get(ask.remote(*arguments))
@@ -71,18 +71,12 @@ def _launch_async(job: Job) -> None:
 LAUNCHERS: dict[str, Callable[[Job], None]] = {"local": train_local, "ddp": _launch_ddp, "async": _launch_async}
 
 
-def _resources(run: Run) -> dict[str, float]:
-    """What a run needs of a cluster."""
-    servers = run.servers.num_servers * run.servers.cpus if run.kind == "async" else 0
-    return {"CPU": run.num_workers * run.worker_cpus + servers, "GPU": run.num_workers * run.worker_gpus}
-
-
 def _fit(train: Callable[[dict[str, Any]], None], job: Job, torch_config: Any) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     run = job.run
-    use_cluster(_resources(run))
+    use_cluster(*run.bundles)
     resources = {"CPU": run.worker_cpus, **({"GPU": run.worker_gpus} if run.worker_gpus else {})}
     trainer = TorchTrainer(
         train,

@@ -192,6 +192,13 @@ class Run(Section):
         return values
 
     @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What its workers and servers each take of a cluster: amounts of "CPU" and "GPU"."""
+        servers = self.servers.num_servers if self.kind == "async" else 0
+        worker = {"CPU": self.worker_cpus, "GPU": self.worker_gpus}
+        return [worker] * self.num_workers + [{"CPU": self.servers.cpus, "GPU": 0.0}] * servers
+
+    @property
     def origins(self) -> dict[str, str]:
         """The trained nets that this run needs, by what it needs them for: "init_from", "teacher"."""
         wanted = {"init_from": self.init_from, "teacher": self.teacher}

@@ -15,9 +15,9 @@ from pipelines.config import load
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("fetch", "shard", "cells", "train", "evaluate", "report")
-RAY_MODULES = {"async_backend", "cluster", "launch", "loop", "pool"}
+RAY_MODULES = {"asha", "async_backend", "cluster", "launch", "loop", "pool"}
 LAYERS = {  # of pipelines: what each package may import of it beside itself
-    "pictures": {"figures", "page", "tables"},
+    "pictures": {"budgets", "figures", "page", "tables"},
     "samples": set(),
     "training": {"cluster", "files", "progress", "section", "shards"},
     "weights": set(),

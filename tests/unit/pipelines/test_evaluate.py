@@ -12,7 +12,7 @@ import torch
 
 from pipelines import paths, tracking
 from pipelines.config import Params, load
-from pipelines.evaluate import evaluate, read_pairs, write_details
+from pipelines.evaluate import evaluate, write_details
 from pipelines.page import Picture
 from pipelines.pictures import Details
 from pipelines.samples import lfw as look_alike
@@ -20,6 +20,7 @@ from pipelines.section import parsed
 from pipelines.shard import write_shards
 from pipelines.shards import read_index
 from pipelines.sources import lfw
+from pipelines.test_sets import read_pairs
 from pipelines.train import train
 from pipelines.training.reader import SplitReader
 from tasks.nets import NetSpec, build
