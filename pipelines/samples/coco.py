@@ -44,12 +44,14 @@ def write(
     val: int = 160,
     test: int = 80,
     classes: int = 6,
+    highest: int = 90,
     size: int = 160,
     overlap: int = 0,
     seed: int = 0,
 ) -> None:
     """Write `train` + `val` pictures, about `size` pixels on the longer side; `test` of the latter are on the list.
 
+    highest: the number of the last category, upstream's 90 or less: a net has an output for each number up to it.
     overlap: per cent of an object's box that the others' boxes may cover, all together; with 0 no two objects touch.
 
     The same options give the same bytes (of one version of libjpeg and zlib). Raises ValueError for options that leave
@@ -61,10 +63,11 @@ def write(
         val=(val, 2 * CYCLE, 10_000),
         test=(test, 2, val - 2),
         classes=(classes, 2, len(SHAPES) * len(HUES)),
+        highest=(highest, classes, 90),
         size=(size, 64, 1024),
         overlap=(overlap, 0, 50),
     )
-    known = categories(classes)
+    known = categories(classes, highest)
     rng = np.random.default_rng([seed, 2])
     numbers = rng.choice(np.arange(1, 600_000), train + val, replace=False).tolist()
     texts: dict[str, dict[str, Any]] = {}

@@ -62,12 +62,12 @@ class Placed(NamedTuple):
     crowd: bool
 
 
-def categories(count: int) -> list[Category]:
-    """Numbers from 1 to 90 with gaps, and shapes and colours that run through all their pairs."""
+def categories(count: int, highest: int = 90) -> list[Category]:
+    """Numbers from 1 to `highest` with gaps, and shapes and colours that run through all their pairs."""
     shapes, hues = list(SHAPES), list(HUES)
     return [
         Category(
-            1 + round(89 * index / (count - 1)),
+            1 + round((highest - 1) * index / (count - 1)),
             shapes[index % len(shapes)],
             hues[(index + index // math.lcm(len(shapes), len(hues))) % len(hues)],
         )
