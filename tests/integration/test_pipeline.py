@@ -80,6 +80,24 @@ def test_editing_one_row_trains_that_row_alone(project):
     assert after[ROWS[1]] != before[ROWS[1]]
 
 
+def test_rows_are_trained_side_by_side_and_the_lock_file_is_right(project, monkeypatch):
+    for name in ROWS:
+        project.set_row(name, seed=8, epochs=12)
+    monkeypatch.setitem(project.environment, "ROWS_AT_ONCE", "2")
+    said = project.repro()
+    assert "imagenet: 2 of 2 runs to train" in said
+    spans = []
+    for curve in (read_curve(project.row(name) / "curve.jsonl") for name in ROWS):
+        assert [row["step"] for row in curve] == list(range(1, 12 * 320 // 32 + 1))
+        spans.append((curve[0]["time"], curve[-1]["time"]))
+    assert max(begin for begin, _ in spans) < min(end for _, end in spans)
+    monkeypatch.setitem(project.environment, "ROWS_AT_ONCE", "1")
+    assert "Data and pipelines are up to date" in project.repro()
+    for name in ROWS:
+        project.set_row(name, epochs=2)
+    project.repro()  # for the tests that follow
+
+
 def test_words_in_the_code_train_nothing(project):
     curves = project.curves()
     code = project.folder / "tasks" / "losses.py"
