@@ -167,6 +167,7 @@ class Plan:
             initial=start and initial(run, spec, self.classes, start),
             teacher=teacher and make_teacher(teacher, self._predictions(run, teacher)),
             classes=self.classes,
+            data_digest=self.index.digest,
         )
 
     @property

@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipelines.credentials import refuse_credentials
+
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -35,9 +37,13 @@ def parsed(section: type[Parsed], values: Any, where: str) -> Parsed:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says. Raises ValueError for a key that comes twice in a block: the first would be lost."""
+    """What a YAML file says. Raises ValueError for a URL with credentials, and for a key that comes twice in a block,
+    since the first would be lost.
+    """
     with path.open() as file:
-        return yaml.load(file, _Loader)  # noqa: S506  it is a SafeLoader
+        values = yaml.load(file, _Loader)  # noqa: S506  it is a SafeLoader
+    refuse_credentials(values)
+    return values
 
 
 class _Loader(yaml.SafeLoader):

@@ -48,6 +48,11 @@ class Shard:
         """Name of the shard's offsets, an int64 (samples, 6) array with the columns `OFFSETS`."""
         return self.name.removesuffix(".tar") + ".npy"
 
+    @property
+    def offsets_bytes(self) -> int:
+        """Size of that file."""
+        return len(_npy(np.zeros((0, len(OFFSETS)), np.int64))) + self.samples * len(OFFSETS) * 8
+
 
 @dataclass(frozen=True, config=_CONFIG)
 class Split:
@@ -125,8 +130,7 @@ def read_split(folder: Path, split: str) -> Split:
 
 def read_fields(folder: Path, shard: Shard) -> Iterator[dict[str, Any]]:
     """The JSON fields of each sample of a shard, in order. Raises as `verify`."""
-    verify(folder, shard)
-    offsets = np.load(folder / shard.offsets_name, allow_pickle=False)
+    offsets = read_offsets(folder, shard)
     columns = [OFFSETS.index(name) for name in ("fields_offset", "fields_bytes")]
     with (
         (folder / shard.name).open("rb") as file,
@@ -134,6 +138,19 @@ def read_fields(folder: Path, shard: Shard) -> Iterator[dict[str, Any]]:
     ):
         for start, size in offsets[:, columns].tolist():
             yield json.loads(tar[start : start + size])
+
+
+def read_offsets(folder: Path, shard: Shard) -> npt.NDArray[np.int64]:
+    """Where a shard's samples lie, (samples, 6), once its bytes are known to be right. Raises as `verify`."""
+    verify(folder, shard)
+    path = folder / shard.offsets_name
+    try:
+        offsets: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
+    except ValueError as error:  # as of a pickle
+        raise ValueError(f"{path} holds no offsets: {error}") from None
+    if offsets.shape != (shard.samples, len(OFFSETS)):
+        raise ValueError(f"{path} has shape {offsets.shape}, the index says {shard.samples} samples")
+    return offsets
 
 
 def verify(folder: Path, shard: Shard) -> None:

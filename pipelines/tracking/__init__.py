@@ -18,10 +18,10 @@ from pipelines.tracking import sender
 from pipelines.tracking.client import BRIEF, QUIET, absence, address, import_mlflow, readable, set_environment
 from pipelines.tracking.delivery import deliver
 from pipelines.tracking.position import has_news
-from pipelines.tracking.spool import Data, Model, begin, finish, log_evaluation, log_report
+from pipelines.tracking.spool import PARENT, Data, Model, begin, finish, log_evaluation, log_report
 from pipelines.tracking.system import sampler
 
-__all__ = ["Data", "Model", "begin", "finish", "log_evaluation", "log_report", "send", "sending"]
+__all__ = ["PARENT", "Data", "Model", "begin", "finish", "log_evaluation", "log_report", "send", "sending"]
 
 
 def sending(period: float = 10.0) -> AbstractContextManager[Callable[[Path], None]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines import paths
 from pipelines.command import one_line_errors
 from pipelines.tracking import sender, store
-from pipelines.tracking.client import QUIET, set_environment
+from pipelines.tracking.client import PATIENT, QUIET, set_environment
 from pipelines.tracking.spool import RECORD
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; run this from the project's folder, after a training")
-        set_environment(QUIET)
+        set_environment({**QUIET, **PATIENT})
         spools = sorted(path.parent for path in folder.rglob(RECORD))
         if sender.look(store(), spools, show=print):
             sys.exit(1)

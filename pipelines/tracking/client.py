@@ -20,6 +20,7 @@ QUIET = {
 }
 # By default a call to a server that is away takes minutes to fail; beside a training, the next look is the retry.
 BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # of a command that somebody waits for: some 14 s
 
 
 def set_environment(defaults: Mapping[str, str]) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.tracking import spool as spools
 from pipelines.tracking.client import address, connect
 from pipelines.tracking.model import model_of, send_model
-from pipelines.tracking.position import SENT, Sent, read_sent, was_undone, write_sent
-from pipelines.tracking.spool import CURVE, RUNNING, SYSTEM, Record
+from pipelines.tracking.position import Sent, read_sent, sent_file, was_undone, write_sent
+from pipelines.tracking.spool import CURVE, PARENT, RUNNING, SYSTEM, Record
 from pipelines.training.curve import read_curve
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 MAX_METRICS, MAX_PARAMS, MAX_DIGEST = 1000, 100, 36  # MLflow's: in a request, in a request, characters
-COMMIT_TAG = "mlflow.source.git.commit"
+MAX_MODEL_METRICS = 100  # said again, more in one request fail in MLflow 3.17: it compares a hundred with all of them
+COMMIT_TAG, PARENT_TAG = "mlflow.source.git.commit", "mlflow.parentRunId"
 # Without it the page opens an experiment on the traces of language models, which these are not.
 TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -42,7 +43,7 @@ def deliver(spool: Path) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    (spool / SENT).unlink(missing_ok=True)  # the store was emptied: it gets everything again
+    sent_file(spool, address()).unlink(missing_ok=True)  # the store was emptied: it gets everything again
     return _deliver_record(client, spool, record)
 
 
@@ -79,7 +80,7 @@ def _deliver_record(client: MlflowClient, spool: Path, record: Record) -> str:
 
 def _open(client: MlflowClient, record: Record, sent: Sent) -> None:
     """Find the record's MLflow run, which a lost answer may have left, or create it; then say what it is made of."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.entities import Param
 
     experiment_id = _experiment(client, record.experiment)
     found = _runs(client, experiment_id, record.id)
@@ -88,16 +89,34 @@ def _open(client: MlflowClient, record: Record, sent: Sent) -> None:
     else:
         commit = {COMMIT_TAG: record.tags["commit"]} if "commit" in record.tags else {}
         start = None if record.started is None else int(record.started * 1000)
-        tags = {**record.tags, **commit, "spool": record.id}
+        above = {PARENT_TAG: _parent(client, experiment_id, record)} if PARENT in record.tags else {}
+        tags = {**record.tags, **commit, **above, "spool": record.id}
         sent.run_id = client.create_run(experiment_id, start, tags, record.name).info.run_id
     params = [Param(key, value) for key, value in record.params.items()]
     for at in range(0, len(params), MAX_PARAMS):
         client.log_batch(sent.run_id, params=params[at : at + MAX_PARAMS])
     if record.data is not None:
-        source = json.dumps({"uri": record.data["source"]})
-        data = Dataset(record.data["name"], record.data["digest"][:MAX_DIGEST], "local", source)
-        client.log_inputs(sent.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
+        _send_data(client, sent.run_id, record.data)
     sent.opened = True
+
+
+def _send_data(client: MlflowClient, run_id: str, data: Mapping[str, str]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    dataset = Dataset(data["name"], data["digest"][:MAX_DIGEST], "local", json.dumps({"uri": data["source"]}))
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:  # as where another process has told an experiment of its data at the same moment
+        client.log_inputs(run_id, inputs)
+
+
+def _parent(client: MlflowClient, experiment_id: str, record: Record) -> str:
+    found = _runs(client, experiment_id, record.tags[PARENT])
+    if not found:
+        raise RuntimeError(f"{record.name}: the run above it is not there yet")  # the next look sends it first
+    return found[0]
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -170,7 +189,9 @@ def _send_evaluation(client: MlflowClient, spool: Path, sent: Sent, step: int) -
     if evaluation is None or evaluation["time"] == sent.evaluated:
         return False
     values = {f"eval/{key}": value for key, value in evaluation["metrics"].items()}
-    client.log_batch(sent.run_id, _metrics(values, evaluation["time"], step, model_of(client, sent.run_id)))
+    metrics = _metrics(values, evaluation["time"], step, model_of(client, sent.run_id))
+    for at in range(0, len(metrics), MAX_MODEL_METRICS):
+        client.log_batch(sent.run_id, metrics[at : at + MAX_MODEL_METRICS])
     if evaluation["figures"]:
         client.log_artifacts(sent.run_id, str(spool / spools.FIGURES), spools.FIGURES)
     sent.evaluated = evaluation["time"]

@@ -6,6 +6,7 @@ plain `state_dict` and the net is built from its spec: nothing is unpickled.
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class ImageModel:
 
     def __init__(self, weights: str, task: str, net: dict[str, Any]) -> None:
         self.net = build(NetSpec(**net)).to(memory_format=torch.channels_last).eval()
-        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.net.load_state_dict(_read(weights))
         self.task = TASKS[task]
 
     @torch.inference_mode()
@@ -33,6 +34,15 @@ class ImageModel:
         del params  # MLflow passes it; there are none
         predictions: npt.NDArray[np.float32] = self.task.predict(self.net(normalise(torch.from_numpy(images)))).numpy()
         return predictions
+
+
+def _read(weights: str) -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{weights} holds more than tensors: {reason}") from None
+    return state
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any]) -> ImageModel:

@@ -1,7 +1,8 @@
-"""How far the sending of a spool has got, as `mlflow.json` in it."""
+"""How far the sending of a spool has got, as `mlflow-<digest>.json` in it: one file for each store, by its address."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,14 @@ from pipelines.tracking.spool import (
 )
 from pipelines.training.curve import read_curve
 
-SENT = "mlflow.json"
-
 
 @dataclass
 class Sent:
     """How far the sending of a record to a store has got.
 
-    opened: params and data set are there. rows: how many are, of the curve and of the system metrics. last: the time in
-    the last of the curve's. end: the status and its time that are there. evaluated: the time of the evaluation that is.
+    store: its address, which holds no password. opened: params and data set are there. rows: how many are, of the curve
+    and of the system metrics. last: the time in the last of the curve's. end: the status and its time that are there.
+    evaluated: the time of the evaluation that is.
     """
 
     id: str
@@ -41,9 +41,10 @@ class Sent:
 
 
 def read_sent(spool: Path, record: Record, store: str) -> Sent:
-    """How far the sending has got: nowhere yet, where what is known is of another record or another store."""
-    if (spool / SENT).exists():
-        sent = Sent(**read_json(spool / SENT))
+    """How far the sending to a store has got: nowhere yet, where what is known is of another record."""
+    path = sent_file(spool, store)
+    if path.exists():
+        sent = Sent(**read_json(path))
         if (sent.id, sent.store) == (record.id, store):
             return sent
     return Sent(record.id, store)
@@ -51,7 +52,12 @@ def read_sent(spool: Path, record: Record, store: str) -> Sent:
 
 def write_sent(spool: Path, sent: Sent) -> None:
     """Remember how far the sending has got."""
-    write_json(spool / SENT, asdict(sent))
+    write_json(sent_file(spool, sent.store), asdict(sent))
+
+
+def sent_file(spool: Path, store: str) -> Path:
+    """Where that is remembered. store: an address without a password: what it is digested to could be guessed."""
+    return spool / f"mlflow-{hashlib.sha256(store.encode()).hexdigest()[:12]}.json"
 
 
 def was_undone(sent: Sent, curve: Path, rows: list[dict[str, Any]]) -> bool:

@@ -9,7 +9,7 @@ to be sent, so that it can be sent at any later time, whatever became of the run
     system.jsonl       system metrics of the machine that ran the stage
     evaluation.json, figures/
 
-    mlflow.json        the sender's: how far it has got (`position`)
+    mlflow-*.json      the sender's: how far it has got, with each store (`position`)
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RECORD, CURVE, SYSTEM = "record.json", "curve.jsonl", "system.jsonl"
 ARTIFACTS, WEIGHTS = "artifacts", "weights.pt"
 EVALUATION, FIGURES = "evaluation.json", "figures"
 RUNNING, FINISHED = "RUNNING", "FINISHED"
+PARENT = "parent"  # the tag that holds the id of the record which this one is shown below; both of one experiment
 
 
 class Data(NamedTuple):

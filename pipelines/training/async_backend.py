@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
@@ -55,7 +55,8 @@ class RayServers:
         """A server's reply; where the server has died, its reply to the question put again once it is back.
 
         A push is never put again: it may or may not have been applied, and was computed on state that is lost.
-        In its place the weights are pulled, and the reply says "lost".
+        In its place the weights are pulled, and the reply says "lost". Raises what the server does, such as
+        OSError where its disk is full.
         """
         deadline = time.monotonic() + RETURN_SECONDS
         lost = False
@@ -63,6 +64,8 @@ class RayServers:
             try:
                 reply: Reply = ray.get(reference)
                 return reply._replace(status="lost") if lost else reply
+            except RayTaskError as error:  # its text is a traceback
+                raise error.cause from None
             except RayActorError:
                 if time.monotonic() > deadline:
                     raise
@@ -74,23 +77,38 @@ class RayServers:
 
 @dataclass
 class ParameterServerConfig(TorchConfig):
-    """Tells Ray Train to run independent workers around the parameter servers of `plan`."""
+    """Tells Ray Train to run independent workers around the parameter servers of `plan`.
+
+    extra_workers: functions that join in as tasks of Ray's where there is room for them, each with extra_resources.
+    """
 
     plan: ServerPlan | None = None
     server_cpus: float = 0.0
+    extra_workers: tuple[Callable[[], None], ...] = ()
+    extra_resources: dict[str, float] = field(default_factory=dict)  # "CPU" and "GPU" of each
 
     @property
     def backend_cls(self) -> type[Backend]:
         return _ParameterServerBackend
 
 
+def _extra_worker(work: Callable[[], None]) -> None:
+    work()
+
+
 class _ParameterServerBackend(Backend):
-    """Owns the servers. Replica groups of one make Ray Train replace a dead worker alone (Ray 2.60, developer API)."""
+    """Owns the servers. Replica groups of one make Ray Train replace a dead worker alone (Ray 2.60, developer API).
+
+    It restarts all of a group whose size is to change, so that workers who come and go are not of the group. They are
+    tasks: what has no room waits in Ray's queue, where an autoscaler sees it, and what dies with its machine is queued
+    again.
+    """
 
     has_replica_groups = True
 
     def __init__(self) -> None:
         self.actors: list[Any] = []
+        self.extras: list[Any] = []
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         if isinstance(worker_group, ReplicaGroup):
@@ -109,10 +127,17 @@ class _ParameterServerBackend(Backend):
             server.options(name=plan.actor_name(index), **options).remote(plan, index)
             for index in range(plan.num_servers)
         ]
+        amounts = backend_config.extra_resources
+        extra = {"num_cpus": amounts.get("CPU", 0.0), "num_gpus": amounts.get("GPU", 0.0), "max_retries": -1}
+        # Only now: the group's workers have their room.
+        self.extras = [ray.remote(_extra_worker).options(**extra).remote(w) for w in backend_config.extra_workers]
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002 - Ray's interface
         if isinstance(worker_group, ReplicaGroup):
             return
+        for task in self.extras:
+            ray.cancel(task, force=True)
+        self.extras = []
         try:
             ray.get([actor.snapshot.remote() for actor in self.actors])
         finally:

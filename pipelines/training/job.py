@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pipelines.training.origins import Initial
-from pipelines.training.parameter_server import ServerPlan, load_snapshot
+from pipelines.training.parameter_server import ServerPlan
 from pipelines.training.run import Run, Updates
+from pipelines.training.snapshots import load_snapshot
 from pipelines.training.teaching import Teacher
 from tasks.augment import Bounds
 from tasks.detection import OBJECT_DETECTION
@@ -33,6 +34,7 @@ class Job:
     that every node sees. name: unlike any other run's, so that nothing is taken over from a run that was different.
     initial: weights to start from. teacher: whose predictions are learned in place of labels.
     classes: what the data's labels mean, in label order; empty where nothing is labelled.
+    data_digest: of the shards' index, for workers that stream them; None: of the index that lies in `shards`.
     """
 
     run: Run
@@ -44,6 +46,7 @@ class Job:
     initial: Initial | None = None
     teacher: Teacher | None = None
     classes: tuple[str, ...] = ()
+    data_digest: str | None = None
 
     @property
     def samples_per_step(self) -> int:
@@ -90,6 +93,7 @@ class Job:
             max_staleness=servers.max_staleness,
             snapshot_steps=servers.snapshot_steps,
             log_steps=self.run.log_steps,
+            max_not_finite=self.run.max_not_finite,
         )
 
 

@@ -2,6 +2,7 @@
 
 Three kinds share it. `local` and `ddp` apply gradients with a `LocalOptimizer` and keep checkpoints of their own;
 in `async` the parameter servers own the weights, the progress and the snapshots, and the worker owns nothing.
+What a worker returns is why the run is given up: Ray Train takes an error for a worker that is to be replaced.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from torch import Tensor, nn
 
 from pipelines.files import write_json
 from pipelines.training.curve import Curve
+from pipelines.training.finite import FiniteOptimizer, complaint
 from pipelines.training.job import Job, bounds, net_spec
 from pipelines.training.origins import initialise
-from pipelines.training.parameter_server import load_snapshot, save_atomically
 from pipelines.training.reader import training_batches
 from pipelines.training.remote_optimizer import RemoteOptimizer, Servers
 from pipelines.training.run import Run
+from pipelines.training.snapshots import load_newest, save_atomically, save_snapshot
 from tasks import TASKS
 from tasks.base import Batch
 from tasks.module import TaskModule
 from tasks.nets import build
-from tasks.optim import Flat, FlatOptimizer, FlatState, LocalOptimizer, finish_gradient, flatten
+from tasks.optim import Flat, FlatOptimizer, FlatState, finish_gradient, flatten
 
 CHECKPOINT, WEIGHTS, SUMMARY, CURVE = "checkpoint.pt", "weights.pt", "summary.json", "curve.jsonl"
 
@@ -41,58 +43,78 @@ warnings.filterwarnings("ignore", message=".*does not have a `__len__`.*")
 
 
 def train_local(job: Job) -> None:
-    """Train in this process, from the newest checkpoint where there is one; leaves weights, summary and curve."""
-    _train_flat(job, rank=0, trainer_options={"devices": 1})
+    """Train in this process, from the newest checkpoint where there is one; leaves weights, summary and curve.
+
+    Raises ValueError where too many gradients in a row are not finite.
+    """
+    given_up = _train_flat(job, rank=0, trainer_options={"devices": 1})
+    if given_up is not None:
+        raise ValueError(given_up)
 
 
-def train_ddp(config: dict[str, Any]) -> None:
+def train_ddp(config: dict[str, Any]) -> str | None:
     """One worker of synchronous data-parallel training, run by Ray Train; `config["job"]` is the Job."""
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     options = {"devices": "auto", "strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()]}
-    _train_flat(config["job"], ray.train.get_context().get_world_rank(), options)
+    return _train_flat(config["job"], ray.train.get_context().get_world_rank(), options)
 
 
-def train_async(config: dict[str, Any]) -> None:
+def train_async(config: dict[str, Any]) -> str | None:
     """One worker of asynchronous training, run by Ray Train; it stops when the servers have made their last step."""
     import ray.train
 
     from pipelines.training.async_backend import RayServers
 
     job: Job = config["job"]
-    train_with_servers(job, RayServers.connect(job.servers), ray.train.get_context().get_world_rank())
+    return train_with_servers(job, RayServers.connect(job.servers), ray.train.get_context().get_world_rank())
 
 
-def train_with_servers(job: Job, servers: Servers, rank: int) -> None:
-    """Push gradients to `servers` until they are done."""
+def train_extra(job: Job, rank: int) -> None:
+    """One of a run's `extra_workers`: a task, which Ray starts where there is room, and anew where its machine dies."""
+    from pipelines.training.async_backend import RayServers
+
+    train_with_servers(job, RayServers.connect(job.servers), rank)
+
+
+def train_with_servers(job: Job, servers: Servers, rank: int) -> str | None:
+    """Push gradients to `servers` until they are done, or have given the run up: returns why, then."""
     run = job.run
     max_lead = run.servers.max_staleness if run.servers.staleness == "wait" else None
-    stop = _StopWhenFinished()
 
     def make_optimizer(module: TaskModule, net: nn.Module) -> RemoteOptimizer:
-        stop.optimizer = RemoteOptimizer(
+        return RemoteOptimizer(
             net, _finish(run), servers, run.servers.num_servers, rank, run.batch_size, lambda: module.metrics, max_lead
         )
-        return stop.optimizer
 
-    _fit(job, rank, make_optimizer, [stop], {"devices": 1}, endless=True)
+    stop = _Stop(lambda optimizer: optimizer.finished or optimizer.failed)
+    optimizer: RemoteOptimizer = _fit(job, rank, make_optimizer, [stop], {"devices": 1}, endless=True)
+    return complaint(run.name, optimizer.in_row, optimizer.version) if optimizer.failed else None
 
 
-def _train_flat(job: Job, rank: int, trainer_options: dict[str, Any]) -> None:
+def _train_flat(job: Job, rank: int, trainer_options: dict[str, Any]) -> str | None:
     recorder = _Recorder(job)
 
-    def make_optimizer(_: TaskModule, net: nn.Module) -> LocalOptimizer:
-        optimizer = LocalOptimizer(net, _finish(job.run), partial(_state, job))
-        if (job.folder / CHECKPOINT).exists():
-            checkpoint = load_snapshot(job.folder / CHECKPOINT)
+    def make_optimizer(_: TaskModule, net: nn.Module) -> FiniteOptimizer:
+        optimizer = FiniteOptimizer(net, _finish(job.run), partial(_state, job))
+        checkpoint = load_newest(job.folder / CHECKPOINT)
+        if checkpoint is not None:
             optimizer.flat_state.load_state_dict(checkpoint["state"])
             optimizer.flat.statistics.copy_(checkpoint["statistics"])
+            optimizer.refused = checkpoint["refused"]
             recorder.seconds_before = checkpoint["seconds"]
         recorder.optimizer = optimizer
         return optimizer
 
-    _fit(job, rank, make_optimizer, [recorder] if rank == 0 else [], trainer_options, endless=False)
+    stop = _Stop(partial(_failed, job))
+    callbacks = [recorder, stop] if rank == 0 else [stop]
+    optimizer: FiniteOptimizer = _fit(job, rank, make_optimizer, callbacks, trainer_options, endless=False)
+    return complaint(job.run.name, optimizer.in_row, optimizer.steps) if _failed(job, optimizer) else None
+
+
+def _failed(job: Job, optimizer: FiniteOptimizer) -> bool:
+    return optimizer.in_row >= job.run.max_not_finite
 
 
 def _state(job: Job, weights: Tensor) -> FlatState:
@@ -111,8 +133,11 @@ def _fit(
     trainer_options: dict[str, Any],
     *,
     endless: bool,
-) -> None:
-    """One Lightning fit of one worker; the reader starts where the optimizer, once made, says that it stands."""
+) -> Any:
+    """One Lightning fit of one worker; the reader starts where the optimizer, once made, says that it stands.
+
+    Returns the optimizer, as it is at the end.
+    """
     run = job.run
     torch.manual_seed(run.seed)  # every worker builds the same initial weights
     net = build(net_spec(run, job.num_outputs)).to(memory_format=torch.channels_last)
@@ -122,7 +147,7 @@ def _fit(
         TASKS[run.task],
         net,
         lambda net: make_optimizer(module, net),
-        lambda steps: run.seed * 1_000_003 + steps * run.num_workers + rank,
+        lambda steps: run.seed * 1_000_003 + steps * run.world + rank,
         job.teacher.load() if job.teacher is not None and job.teacher.teaching.stored is None else None,
     )
     trainer = pl.Trainer(
@@ -139,6 +164,7 @@ def _fit(
         **trainer_options,
     )
     trainer.fit(module, train_dataloaders=_Batches(job, rank, module, endless=endless))
+    return module.optimizer
 
 
 class _Batches:
@@ -150,7 +176,7 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         run = self.job.run
         done = self.module.optimizer.steps
-        together = run.batch_size * run.num_workers
+        together = run.batch_size * run.world
         return training_batches(
             self.job.shards,
             "train",
@@ -158,7 +184,7 @@ class _Batches:
             batch_size=run.batch_size,
             seed=run.seed,
             rank=self.rank,
-            world=run.num_workers,
+            world=run.world,
             start_sample=done * together,
             num_samples=None if self.endless else (self.job.total_steps - done) * together,
             bounds=bounds(run),
@@ -168,16 +194,18 @@ class _Batches:
             targets=TASKS[run.task].collator(self.job.classes),
             images_per_identity=run.images_per_identity,
             teaching=None if self.job.teacher is None else self.job.teacher.teaching,
+            digest=self.job.data_digest,
         )
 
 
-class _StopWhenFinished(pl.Callback):
-    """Ends the fit of an asynchronous worker when the servers have made their last step."""
+class _Stop(pl.Callback):
+    """Ends the fit once its optimizer is through."""
 
-    optimizer: RemoteOptimizer
+    def __init__(self, through: Callable[[Any], bool]) -> None:
+        self.through = through
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.should_stop = self.optimizer.finished
+    def on_train_batch_end(self, trainer: pl.Trainer, module: TaskModule, *_: Any) -> None:  # type: ignore[override]
+        trainer.should_stop = self.through(module.optimizer)
 
 
 class _Recorder(pl.Callback):
@@ -186,7 +214,7 @@ class _Recorder(pl.Callback):
     Under `ddp` the curve's loss is that of rank 0's part of each batch; its images per second are everyone's.
     """
 
-    optimizer: LocalOptimizer
+    optimizer: FiniteOptimizer
     seconds_before = 0.0
 
     def __init__(self, job: Job) -> None:
@@ -205,14 +233,18 @@ class _Recorder(pl.Callback):
                 "state": self.optimizer.flat_state.state_dict(),
                 "statistics": self.optimizer.flat.statistics,
                 "seconds": self._seconds(),
+                "refused": self.optimizer.refused,
             }
-            save_atomically(content, self.job.folder / CHECKPOINT)
+            save_snapshot(content, self.job.folder / CHECKPOINT)
 
     def on_train_end(self, *_: Any) -> None:
         self.curve.close()
+        if _failed(self.job, self.optimizer):
+            return
         steps = self.optimizer.steps
         assert steps == self.job.total_steps, f"{steps} of {self.job.total_steps} steps"
-        write_summary(self.job, {"seconds": self._seconds()})
+        refused = {"not_finite": self.optimizer.refused} if self.optimizer.refused else {}
+        write_summary(self.job, {"seconds": self._seconds(), "refused": refused})
         export(self.job, self.optimizer.flat_state.evaluated, self.optimizer.flat.statistics)
 
     def _seconds(self) -> float:

@@ -7,7 +7,6 @@ are updated independently of one another; a push goes to all of them, and each c
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 import warnings
@@ -20,12 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.training.curve import Curve
+from pipelines.training.finite import is_finite
+from pipelines.training.run import MAX_NOT_FINITE
+from pipelines.training.snapshots import load_newest, save_snapshot
+from pipelines.training.snapshots import load_snapshot as load_snapshot
+from pipelines.training.snapshots import save_atomically as save_atomically
 from tasks.optim import FlatState
 from tasks.rules import Rule, Staircase
 
 Vector = NDArray[np.float32]
 Policy = Literal["none", "scale", "drop", "wait"]
-Status = Literal["pulled", "applied", "duplicate", "dropped", "lost", "finished"]
+Status = Literal["pulled", "applied", "duplicate", "dropped", "lost", "not_finite", "finished"]
 
 
 class ServerPlan(NamedTuple):
@@ -35,6 +39,7 @@ class ServerPlan(NamedTuple):
     paper's); scale: its learning rate is divided by max(1, staleness) (Zhang et al. 2015, arXiv 1511.05950); drop:
     refused beyond max_staleness; wait: applied, and a worker that is more than max_staleness pushes ahead of the
     slowest one waits (stale synchronous parallel, Ho et al. 2013).
+    max_not_finite: gradients in a row, of whichever workers, that are not finite; from then on every push is refused.
     """
 
     name: str
@@ -49,6 +54,7 @@ class ServerPlan(NamedTuple):
     max_staleness: int
     snapshot_steps: int
     log_steps: int
+    max_not_finite: int = MAX_NOT_FINITE
 
     def actor_name(self, index: int) -> str:
         """The name under which workers find the server's actor."""
@@ -63,6 +69,7 @@ class Push(NamedTuple):
     """A worker's gradient for one slice: (P_i,) float32, and what its step did to the BatchNorm statistics (S_i,).
 
     sequence: the worker's count of pushes, from 1; version: the server's step when the weights were pulled.
+    finite: whether the whole gradient and all statistics are, of which this is a slice: servers refuse a push together.
     """
 
     worker: int
@@ -74,12 +81,14 @@ class Push(NamedTuple):
     after: Vector
     samples: int
     metrics: dict[str, float]
+    finite: bool = True
 
 
 class Reply(NamedTuple):
     """What became of a push, and the slice as it is now.
 
     lead: how many pushes the worker is ahead of the slowest one, where it should wait at all.
+    not_finite: how many pushes in a row were not, up to now. failed: they are too many, and no more is applied.
     """
 
     status: Status
@@ -90,6 +99,8 @@ class Reply(NamedTuple):
     incarnation: str
     lead: int
     finished: bool
+    not_finite: int = 0
+    failed: bool = False
 
 
 class ParameterShard:
@@ -108,10 +119,12 @@ class ParameterShard:
         self.refused: Counter[str] = Counter()
         self.pushes: Counter[int] = Counter()
         self.seconds = 0.0
+        self.not_finite = 0  # pushes in a row
         self.state: FlatState | None = None
         self.statistics = torch.zeros(0)
-        if plan.snapshot(index).exists():
-            self._restore()
+        kept = load_newest(plan.snapshot(index))
+        if kept is not None:
+            self._restore(kept)
         self.curve = None if index else Curve(plan.folder / "curve.jsonl", plan.log_steps, plan.total_steps, self.step)
         self._last_push: float | None = None  # or the first reply: before it, workers are starting
 
@@ -124,6 +137,11 @@ class ParameterShard:
     def finished(self) -> bool:
         """Whether the last update is made."""
         return self.step >= self.plan.total_steps
+
+    @property
+    def failed(self) -> bool:
+        """Whether so many pushes in a row were not finite that the run is over."""
+        return self.not_finite >= self.plan.max_not_finite
 
     def start(self, worker: int, weights: Vector, statistics: Vector) -> Reply:
         """Take the initial values, unless there are some already: all workers offer the same ones."""
@@ -148,8 +166,10 @@ class ParameterShard:
         refusal = self._refusal(push, staleness)
         if refusal is not None:
             self.refused[refusal] += 1
-            if refusal == "dropped":
+            if refusal in ("dropped", "not_finite"):
                 self.sequences[push.worker] = push.sequence
+            if refusal == "not_finite":
+                self.not_finite += 1
             return self._reply(push.worker, refusal)
         scale = 1 / max(1, staleness) if self.plan.policy == "scale" else 1.0
         rate = self.plan.learning_rate(self.step) * scale
@@ -172,7 +192,7 @@ class ParameterShard:
             "sequences": dict(self.sequences),
             "record": self.record(),
         }
-        save_atomically(content, self.plan.snapshot(self.index))
+        save_snapshot(content, self.plan.snapshot(self.index))
 
     def record(self) -> dict[str, Any]:
         """What happened so far: counts by staleness, by cause of refusal, by worker, and the seconds it took.
@@ -193,6 +213,8 @@ class ParameterShard:
             return "duplicate"
         if self.finished:
             return "finished"
+        if self.failed or not (push.finite and is_finite(as_tensor(push.gradient))):
+            return "not_finite"
         if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
             return "dropped"
         return None
@@ -202,6 +224,7 @@ class ParameterShard:
         assert self._last_push is not None, "a push follows a reply"
         self.seconds += now - self._last_push
         self._last_push = now
+        self.not_finite = 0
         self.sequences[push.worker] = push.sequence
         self.staleness[staleness] += 1
         self.pushes[push.worker] += 1
@@ -228,14 +251,15 @@ class ParameterShard:
             incarnation=self.incarnation,
             lead=self._lead(worker),
             finished=self.finished,
+            not_finite=self.not_finite,
+            failed=self.failed,
         )
 
     def _initialise(self, weights: torch.Tensor, statistics: torch.Tensor) -> None:
         self.state = FlatState(weights, self.plan.rule, self.plan.learning_rate, self.plan.average_decay)
         self.statistics = statistics
 
-    def _restore(self) -> None:
-        content = load_snapshot(self.plan.snapshot(self.index))
+    def _restore(self, content: dict[str, Any]) -> None:
         self._initialise(content["state"]["weights"].clone(), content["statistics"])
         assert self.state is not None
         self.state.load_state_dict(content["state"])
@@ -243,22 +267,6 @@ class ParameterShard:
         record = content["record"]
         self.staleness, self.refused = Counter(record["staleness"]), Counter(record["refused"])
         self.pushes, self.seconds = Counter(record["pushes"]), record["seconds"]
-
-
-def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """`torch.save` under a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def load_snapshot(path: Path) -> dict[str, Any]:
-    """What `save_atomically` wrote; nothing in it is unpickled but tensors and plain containers."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
 
 
 class Assembled(NamedTuple):

@@ -10,25 +10,22 @@ reader does not give; the shards' own index makes it a matter of arithmetic.)
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.shards import OFFSETS, read_split, verify
-from pipelines.training.decode import decode_crop
 from pipelines.training.order import balanced_stream, training_stream, uniforms
+from pipelines.training.split_reader import Fields, Ints
+from pipelines.training.split_reader import SplitReader as SplitReader
 from tasks.augment import (
     CROP_UNIFORMS,
     DISTORTION_UNIFORMS,
@@ -41,13 +38,11 @@ from tasks.augment import (
 from tasks.base import Batch, View
 from tasks.box_crops import OBJECT_CROP_UNIFORMS, draw_object_crops
 
-Ints = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Fields = dict[str, Any]
 Collate = Callable[[list[Fields]], dict[str, Tensor]]
 
-OPEN_SHARDS = 256  # each holds a file descriptor, of which a process usually has 1024
+IN_USE = 3  # blocks of shards: the last one, where batches are late, this one and the next, which is fetched ahead
 _NEVER = 2**62  # a position that no run reaches
 
 
@@ -69,6 +64,7 @@ def training_batches(
     targets: Collate,
     images_per_identity: int | None = None,
     teaching: Teaching | None = None,
+    digest: str | None = None,
 ) -> Iterator[Batch]:
     """The batches of one rank, from positions [start_sample, start_sample + num_samples) of the training stream.
 
@@ -77,10 +73,13 @@ def training_batches(
     rank has. With `images_per_identity` the batches have so many images of each person in them, and batch_size is a
     multiple of it. Images are (N, size, size, 3). `teaching` says what the batches bring for or from a teacher.
     `threads` build batches ahead of the consumer (0: it builds them itself); close the iterator to end them early.
+    `digest` is that of the index of the shards that are meant, for a machine that streams them (see `shard_cache`).
     Raises ValueError for shards that are absent or not what their index says, and for a bad sample.
     """
     assert 0 <= rank < world and batch_size > 0 and start_sample >= 0
-    reader = SplitReader(folder, split)
+    reader = SplitReader(folder, split, digest)
+    reader.require_room(IN_USE * block_shards if images_per_identity is None else len(reader.shard_sizes))
+    block = block_shards * max(reader.shard_sizes)
     if images_per_identity is None:
         stream = training_stream(reader.shard_sizes, seed, block_shards)
     else:
@@ -94,6 +93,7 @@ def training_batches(
         samples = stream(places)
         numbers = uniforms(seed, places, crop_uniforms + DISTORTION_UNIFORMS)
         crops = _crops(reader, samples, numbers[:, :crop_uniforms], bounds)
+        reader.fetch_ahead(lambda: stream(places[places < positions.stop - block] + block))
         images, fields = reader.decode(samples, crops, size, antialias)
         distortions = draw_distortions(numbers[:, crop_uniforms:], bounds)
         found = targets(_with_views(fields, crops, distortions[:, FLIP] > 0))
@@ -101,7 +101,7 @@ def training_batches(
             found |= teaching.targets(reader, samples)
         return Batch(images, torch.from_numpy(distortions), found)
 
-    return _in_order(batch, _steps(len(positions), batch_size), threads)
+    return _closing(reader, _in_order(batch, _steps(len(positions), batch_size), threads))
 
 
 def evaluation_batches(
@@ -122,16 +122,18 @@ def evaluation_batches(
     Errors and threads are as in `training_batches`.
     """
     reader = SplitReader(folder, split)
-    total = sum(reader.shard_sizes)
+    reader.require_room(IN_USE)
+    total, block = sum(reader.shard_sizes), max(reader.shard_sizes)
 
     def batch(step: int) -> Batch:
         first = start_sample + step * batch_size
         samples = np.arange(first, min(first + batch_size, total))
         crops = central_crops(*reader.image_sizes(samples), central_fraction)
+        reader.fetch_ahead(lambda: samples[samples < total - block] + block)
         images, fields = reader.decode(samples, crops, size, antialias)
         return Batch(images, torch.empty(0, 4), targets(_with_views(fields, crops, np.zeros(len(crops), np.bool_))))
 
-    return _in_order(batch, _steps(total - start_sample, batch_size), threads)
+    return _closing(reader, _in_order(batch, _steps(total - start_sample, batch_size), threads))
 
 
 def _crops(reader: SplitReader, samples: Ints, numbers: npt.NDArray[np.float64], bounds: Bounds) -> Ints:
@@ -179,90 +181,11 @@ def _rows(path: Path) -> npt.NDArray[np.float32]:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-class SplitReader:
-    """Random access to the samples of one split, by their place in it. Threads may share a reader.
-
-    A shard's size and sha256 are compared with the index when a reader first touches it, before any byte is used.
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder = folder
-        self._shards = read_split(folder, split).shards
-        self.shard_sizes = tuple(shard.samples for shard in self._shards)
-        self._starts = np.cumsum([0, *self.shard_sizes])
-        self._offsets: list[Ints | None] = [None] * len(self._shards)
-        self._opening = [Lock() for _ in self._shards]
-        self._paths = [folder / shard.name for shard in self._shards]
-        self._tar = lru_cache(OPEN_SHARDS)(_mapped)
-
-    def image_sizes(self, samples: Ints) -> tuple[Ints, Ints]:
-        """Heights and widths, each (N,), in pixels."""
-        _, rows = self._locate(samples)
-        return rows[:, OFFSETS.index("height")], rows[:, OFFSETS.index("width")]
-
-    def read(self, samples: Ints) -> Iterator[tuple[memoryview, Fields]]:
-        """Each sample's JPEG, not copied, and its JSON fields."""
-        shards, rows = self._locate(samples)
-        for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            tar = self._tar(self._paths[shard])
-            image, image_bytes, fields, fields_bytes, *_ = row
-            yield tar[image : image + image_bytes], json.loads(str(tar[fields : fields + fields_bytes], "utf-8"))
-
-    def decode(self, samples: Ints, crops: Ints, size: int, antialias: bool) -> tuple[Tensor, list[Fields]]:
-        """Crops (N, size, size, 3) uint8 RGB, and fields. Raises ValueError with shard and key for a bad image."""
-        images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
-        fields = []
-        stored = zip(samples.tolist(), self.read(samples), crops.tolist(), images.numpy(), strict=True)
-        for sample, (jpeg, sample_fields), crop, out in stored:
-            try:
-                decode_crop(jpeg, crop, antialias, out)
-            except ValueError as error:
-                path = self._paths[np.searchsorted(self._starts, sample, side="right") - 1]
-                raise ValueError(f"{path}, sample {sample:08d}: {error}") from error
-            fields.append(sample_fields)
-        return images, fields
-
-    def decode_central(self, samples: Ints, size: int, fraction: float, antialias: bool) -> tuple[Tensor, list[Fields]]:
-        """As `decode`, of the central `fraction` of each side: what a net sees in evaluation."""
-        return self.decode(samples, central_crops(*self.image_sizes(samples), fraction), size, antialias)
-
-    def column(self, field: str) -> list[Any]:
-        """One field of every sample, in order. Raises ValueError where a sample lacks it."""
-        found = []
-        for sample, (_, fields) in enumerate(self.read(np.arange(sum(self.shard_sizes)))):
-            if field not in fields:
-                raise ValueError(f"{self._folder}: sample {sample:08d} has no {field}; it has {', '.join(fields)}")
-            found.append(fields[field])
-        return found
-
-    def _locate(self, samples: Ints) -> tuple[Ints, Ints]:
-        """The shard of each sample, (N,), and its row of the shard's offsets, (N, 6)."""
-        shards = np.searchsorted(self._starts, samples, side="right") - 1
-        rows = np.empty((len(samples), len(OFFSETS)), dtype=np.int64)
-        # From the first sample's shard on: threads that come to a new block begin, and verify, each at another shard.
-        touched = np.unique(shards)
-        for shard in np.roll(touched, -np.searchsorted(touched, shards[:1])).tolist():
-            here = shards == shard
-            rows[here] = self._checked_offsets(shard)[samples[here] - self._starts[shard]]
-        return shards, rows
-
-    def _checked_offsets(self, number: int) -> Ints:
-        with self._opening[number]:
-            offsets = self._offsets[number]
-            if offsets is None:
-                shard = self._shards[number]
-                verify(self._folder, shard)
-                path = self._folder / shard.offsets_name
-                offsets = np.load(path, allow_pickle=False)
-                if offsets.shape != (shard.samples, len(OFFSETS)):
-                    raise ValueError(f"{path} has shape {offsets.shape}, the index says {shard.samples} samples")
-                self._offsets[number] = offsets
-            return offsets
-
-
-def _mapped(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _closing(reader: SplitReader, batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    finally:
+        reader.close()
 
 
 def _steps(samples: int, batch_size: int) -> int:

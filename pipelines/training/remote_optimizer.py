@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.training.finite import is_finite
 from pipelines.training.parameter_server import Push, Reply, Vector, as_tensor
 from tasks.optim import Flat, FlatOptimizer
 
@@ -50,7 +51,8 @@ class RemoteOptimizer(FlatOptimizer):
     samples: images of one push.
     metrics: scalars of the step just made, for the servers' curve.
     max_lead: how many pushes this worker may be ahead of the slowest one before it waits; None: it never waits.
-    `finished` is true once every server has made the steps it was asked for.
+    `finished` is true once every server has made the steps it was asked for, `failed` once one of them takes no more
+    because too many gradients in a row were not finite.
     """
 
     def __init__(
@@ -81,6 +83,21 @@ class RemoteOptimizer(FlatOptimizer):
         """Whether every server has made its last step."""
         return all(reply.finished for reply in self._replies)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a server has given the run up."""
+        return any(reply.failed for reply in self._replies)
+
+    @property
+    def in_row(self) -> int:
+        """How many gradients in a row were not finite, of whichever workers."""
+        return max(reply.not_finite for reply in self._replies)
+
+    @property
+    def version(self) -> int:
+        """The servers' step, by the one that is ahead."""
+        return max(reply.version for reply in self._replies)
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One push and one pull, in one call to each server."""
         loss = None if closure is None else closure()
@@ -94,7 +111,7 @@ class RemoteOptimizer(FlatOptimizer):
         return loss
 
     def _must_wait(self, replies: Sequence[Reply]) -> bool:
-        if self.max_lead is None or all(reply.finished for reply in replies):
+        if self.max_lead is None or all(reply.finished for reply in replies) or any(r.failed for r in replies):
             return False
         return max(reply.lead for reply in replies) > self.max_lead
 
@@ -102,6 +119,7 @@ class RemoteOptimizer(FlatOptimizer):
         metrics = {name: float(value) for name, value in self.metrics().items()}
         gradients = self._cut(self.flat.gradient, self._parts)
         after = self._cut(self.flat.statistics, self._statistic_parts)
+        finite = is_finite(self.flat.gradient) and is_finite(self.flat.statistics)
         return [
             Push(
                 worker=self.worker,
@@ -113,6 +131,7 @@ class RemoteOptimizer(FlatOptimizer):
                 after=after[index],
                 samples=self.samples,
                 metrics=metrics,
+                finite=finite,
             )
             for index, reply in enumerate(self._replies)
         ]

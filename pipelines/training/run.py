@@ -125,8 +125,9 @@ class Servers(Section):
 # How a run is executed, watched and evaluated.
 _WATCHING = (
     *("worker_cpus", "worker_gpus", "max_failures", "decode_threads", "log_steps", "checkpoint_steps"),
-    "teacher_outputs",
+    *("teacher_outputs", "max_not_finite"),
 )
+MAX_NOT_FINITE = 10
 _PARTS: Any = {
     "servers": {"cpus", "snapshot_steps"},
     "augment": {"central_fraction"},
@@ -153,9 +154,14 @@ class Run(Section):
     images_per_identity: Positive | None = None  # of a batch, which then has few people; null: images at random
     kind: Literal["local", "ddp", "async"]
     num_workers: Positive
+    # Of an asynchronous run, beside num_workers: they join while there is room for them in the cluster, and go with it.
+    extra_workers: Annotated[int, Field(ge=0)] = 0
     worker_cpus: Annotated[float, Field(gt=0)]
     worker_gpus: Annotated[float, Field(ge=0)]
     max_failures: Annotated[int, Field(ge=-1)]  # of workers, before the run is given up; -1: never
+    # Gradients in a row that are not finite, before the run is given up. One may come of a bad batch. Weights that have
+    # run away give no others, since a refused gradient leaves them as they are, and ten of those tell it.
+    max_not_finite: Positive = MAX_NOT_FINITE
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Positive  # of one worker
     seed: Seed
@@ -177,6 +183,8 @@ class Run(Section):
             raise ValueError(f"resolution {self.resolution} is not a multiple of {self.resolution_divisor}")
         if self.kind == "local" and self.num_workers != 1:
             raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
+        if self.kind != "async" and self.extra_workers:
+            raise ValueError(f"extra_workers is {self.extra_workers}; kind {self.kind} has none, use async or 0")
         each = self.images_per_identity
         if each is not None and (self.batch_size % each or not 2 <= each < self.batch_size):  # else no pairs to compare
             raise ValueError(
@@ -197,6 +205,11 @@ class Run(Section):
         servers = self.servers.num_servers if self.kind == "async" else 0
         worker = {"CPU": self.worker_cpus, "GPU": self.worker_gpus}
         return [worker] * self.num_workers + [{"CPU": self.servers.cpus, "GPU": 0.0}] * servers
+
+    @property
+    def world(self) -> int:
+        """How many workers the data is dealt to: those that may join have their places in it."""
+        return self.num_workers + self.extra_workers
 
     @property
     def origins(self) -> dict[str, str]:

@@ -1,59 +1,17 @@
 """The distributed kinds on a real Ray cluster, with real kills of real processes."""
 
-import json
 import os
 import signal
 import time
-from threading import Thread
 
 import pytest
 import torch
 
 from pipelines.training.curve import read_curve
-from pipelines.training.loop import CHECKPOINT, CURVE, SUMMARY, WEIGHTS
+from pipelines.training.loop import CHECKPOINT, CURVE, WEIGHTS
+from tests.ray_runs import launched, processes, summary, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("four_cpus")]
-
-
-def launched(job):
-    """Launch a job in a thread, since `fit` blocks; the thread and the list that its error would be in."""
-    from pipelines.training.launch import launch
-
-    errors = []
-
-    def run():
-        try:
-            launch(job)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = Thread(target=run)
-    thread.start()
-    return thread, errors
-
-
-def wait_for_step(job, step, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not any(row["step"] >= step for row in read_curve(job.folder / CURVE)):
-        assert time.monotonic() < deadline, f"step {step} was not reached in {seconds} s"
-        time.sleep(0.02)
-
-
-def processes(name):
-    """Process ids of Ray workers by the title that Ray gives them."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline") as file:
-                if file.read().startswith(f"ray::{name}"):
-                    found.append(int(pid))
-        except FileNotFoundError:
-            continue  # ended since
-    return sorted(found)
-
-
-def summary(job):
-    return json.loads((job.folder / SUMMARY).read_text())
 
 
 def test_one_worker_and_one_server_equal_serial_training(make_job):

@@ -45,7 +45,7 @@ def variables(name):
     return set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)(?::|\})", "\n".join(code)))
 
 
-@pytest.mark.parametrize("name", [path.name for path in INFRA.iterdir() if path.is_file()])
+@pytest.mark.parametrize("name", [path.name for path in INFRA.iterdir() if path.is_file() and path.suffix != ".png"])
 def test_no_file_holds_a_secret(name):
     assert not secrets((INFRA / name).read_text())
 

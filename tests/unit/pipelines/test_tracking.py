@@ -20,7 +20,8 @@ from pytest_httpserver import HTTPServer
 
 from pipelines import tracking
 from pipelines.tracking.__main__ import main
-from pipelines.tracking.client import connect, store_uri
+from pipelines.tracking.client import address, connect, store_uri
+from pipelines.tracking.position import sent_file
 from pipelines.tracking.spool import flatten
 from pipelines.training.curve import Curve
 from tasks.base import normalise
@@ -144,9 +145,9 @@ def test_a_finished_run_is_there_with_all_that_was_said(run, client, project):
 
 
 def test_nothing_is_doubled_when_the_sender_forgets(run, client):
-    """A kill between sending and remembering leaves an older mlflow.json, or none."""
+    """A kill between sending and remembering leaves an older position, or none."""
     run.begin()
-    position = run.spool / "mlflow.json"
+    position = sent_file(run.spool, address())
     weights_file(run.curve.parent / "weights.pt")
     states = []
     for stop in (25, 45):
@@ -337,7 +338,7 @@ def test_an_emptied_store_gets_everything_again(run, client):
     run.begin()
     rows = run.train(0, 25)
     tracking.send([run.spool])
-    state = run.spool / "mlflow.json"
+    state = sent_file(run.spool, address())
     gone = run.the_run(client).info.run_id
     state.write_text(state.read_text().replace(gone, "0" * 32))  # a run that the store does not know
     run.finish()

@@ -88,3 +88,17 @@ def test_a_detectors_net_knows_its_boxes_and_what_is_shown_of_them_is_no_part_of
     for key in ("proposals", "second_stage_boxes"):
         other = Run.model_validate({**values, "detection": {**BOXES, key: 9}})
         assert other.identity() != run.identity()
+
+
+def test_workers_that_may_join_have_their_places_in_the_data_and_claim_nothing_of_a_cluster(make_job):
+    run = make_job(kind="async", num_workers=2, extra_workers=3).run
+    assert run.world == 5
+    assert run.bundles == make_job(kind="async", num_workers=2).run.bundles
+    with pytest.raises(ValueError, match="extra_workers is 1; kind ddp has none"):
+        make_job(kind="ddp", num_workers=2, extra_workers=1)
+
+
+def test_how_many_gradients_that_are_not_finite_are_borne_is_told_to_the_servers_and_makes_no_other_run(make_job):
+    one, other = make_job(max_not_finite=3), make_job()
+    assert (one.servers.max_not_finite, other.servers.max_not_finite) == (3, 10)
+    assert one.run.identity() == other.run.identity()

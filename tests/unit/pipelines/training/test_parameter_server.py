@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from threading import Lock, Thread
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,85 +12,17 @@ import torch
 
 from pipelines.training.curve import read_curve
 from pipelines.training.loop import export, train_local, train_with_servers
-from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, assemble
+from pipelines.training.parameter_server import ParameterShard, assemble
 from pipelines.training.remote_optimizer import slices
 from pipelines.training.run import MomentumUpdates
 from tasks.optim import FlatState
 from tasks.rules import Adagrad, Momentum, RMSprop, Staircase
-
-
-class LocalServers:
-    """`remote_optimizer.Servers` without Ray: the same objects, one call at a time."""
-
-    def __init__(self, plan):
-        self.shards = [ParameterShard(plan, index) for index in range(plan.num_servers)]
-        self.lock = Lock()
-
-    def start(self, worker, weights, statistics):
-        with self.lock:
-            return [
-                s.start(worker, w.copy(), t.copy()) for s, w, t in zip(self.shards, weights, statistics, strict=True)
-            ]
-
-    def pull(self, worker):
-        with self.lock:
-            return [self._copied(shard.pull(worker)) for shard in self.shards]
-
-    def standing(self, worker):
-        with self.lock:
-            return [shard.standing(worker) for shard in self.shards]
-
-    def push(self, pushes):
-        with self.lock:
-            return [self._copied(shard.push(push)) for shard, push in zip(self.shards, pushes, strict=True)]
-
-    @staticmethod
-    def _copied(reply):
-        return reply._replace(weights=reply.weights.copy())
-
-
-def plan(tmp_path, **changes):
-    values = {
-        "name": "run",
-        "num_servers": 1,
-        "num_workers": 1,
-        "folder": tmp_path,
-        "rule": RMSprop(0.9, 0.9, 1.0),
-        "learning_rate": Staircase(0.1, 0.9, 3, 0),
-        "average_decay": 0.9,
-        "total_steps": 100,
-        "policy": "none",
-        "max_staleness": 2,
-        "snapshot_steps": 4,
-        "log_steps": 1,
-    }
-    return ServerPlan(**{**values, **changes})
-
-
-def started(plan, length=10, index=0, workers=1):
-    shard = ParameterShard(plan, index)
-    replies = [shard.start(worker, np.zeros(length, np.float32), np.zeros(2, np.float32)) for worker in range(workers)]
-    return (shard, *replies)
+from tests.servers import LocalServers, plan, push, started
 
 
 def learned(losses):
     """Whether the loss has fallen well: by medians, since the toy batches of 8 make single steps jump."""
     return np.median(losses[-10:]) < 0.6 * np.median(losses[:5])
-
-
-def push(reply, sequence, gradient=1.0, worker=0, **changes):
-    values = {
-        "worker": worker,
-        "sequence": sequence,
-        "incarnation": reply.incarnation,
-        "version": reply.version,
-        "gradient": np.full(len(reply.weights), gradient, np.float32),
-        "before": reply.statistics,
-        "after": reply.statistics + 1,
-        "samples": 8,
-        "metrics": {"loss": 0.5},
-    }
-    return Push(**{**values, **changes})
 
 
 MOMENTUM = MomentumUpdates(
@@ -99,7 +31,7 @@ MOMENTUM = MomentumUpdates(
 
 
 @pytest.mark.parametrize(("num_servers", "updates"), [(1, None), (3, None), (3, MOMENTUM)])
-def test_one_worker_equals_serial_training_bit_for_bit(make_job, num_servers, updates):
+def test_one_worker_equals_serial_training_bit_for_bit(make_job, one_thread, num_servers, updates):
     def made(**values):
         schedule = {"decay_epochs": 1 if updates is None else [3, 6.5]}
         job = make_job(epochs=8, optimizer={"learning_rate": 0.02}, schedule=schedule, **values)

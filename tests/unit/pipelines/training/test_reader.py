@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import stats
 
 from pipelines.shards import INDEX, Index, Split, Stored, write_shard
-from pipelines.training import order, reader
+from pipelines.training import order, split_reader
 from pipelines.training.order import epoch_order, training_stream, uniforms
 from pipelines.training.reader import SplitReader, Teaching, evaluation_batches, training_batches
 from tasks.augment import Bounds
@@ -388,7 +388,7 @@ def open_tars():
 
 
 def test_few_shards_are_open_at_a_time(shards, monkeypatch):
-    monkeypatch.setattr(reader, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(split_reader, "OPEN_SHARDS", 2)
     before = len(open_tars())
     for batch in (batches := train(shards, num_samples=4 * TOTAL)):
         assert batch.images.shape[0] <= 4

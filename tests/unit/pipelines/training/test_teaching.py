@@ -105,7 +105,8 @@ def test_a_teacher_is_frozen_and_saved_nowhere(teacher, make_job, monkeypatch):
     before = copy.deepcopy(teacher.load().state_dict())
     loaded.clear()
     kept = []
-    monkeypatch.setattr("pipelines.training.loop.save_atomically", lambda content, path: kept.append((content, path)))
+    for save in ("save_atomically", "save_snapshot"):
+        monkeypatch.setattr(f"pipelines.training.loop.{save}", lambda content, path: kept.append((content, path)))
     train_local(job)
     (net,) = loaded  # once a worker
     assert not any(module.training for module in net.modules())
