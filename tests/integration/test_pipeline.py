@@ -13,7 +13,7 @@ import pytest
 from pipelines.training.curve import read_curve
 from tests.project import OTHERS, ROWS, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from pipelines.training.loop import CURVE, WEIGHTS
 from pipelines.training.snapshots import load_snapshot
 from tests.ray_runs import is_alive, last_step, launched, made_again, pause, processes, summary, wait_for, wait_for_step
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("four_cpus")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixtures("four_cpus")]
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import pickle, sys

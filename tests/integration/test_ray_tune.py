@@ -12,7 +12,7 @@ import pytest
 from pipelines.training.curve import read_curve
 from tests.tuning import QUICK, SCALE, command, finished, write_project
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 RATE = "optimizer.learning_rate"
 # Trial 0 has the run's own rate, with which the tiny data are learned; with the others nothing is.

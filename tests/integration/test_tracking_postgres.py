@@ -30,7 +30,7 @@ from tests.browser import Page, browsing
 from tests.mlflow_server import PROJECT, Stack, composed
 from tests.tracking_runs import NET, copy_run, make_run, points_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PASSWORD = "planted-password"
 CLIENT = {  # of a machine that trains
