@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from tasks.base import Evaluation
 
 log = logging.getLogger(__name__)
-BATCH_SIZE = 64
-DETECTOR_BATCH_SIZE = 8  # of larger images; VGG's first maps of 64 at 600 px would take 12 GB
 
 
 def evaluate(params: Params, scale: str, table_name: str) -> None:
@@ -95,11 +93,8 @@ def _tested_on(data: TestData) -> dict[str, Any]:
 
 
 def _evaluation(net: nn.Module, run: Run, weights: Path, record: dict[str, Any], data: TestData) -> Evaluation:
-    import torch
-
-    from pipelines.training.reader import evaluation_batches
+    from pipelines.training.evaluation import evaluate_run
     from tasks import TASKS
-    from tasks.base import evaluate as evaluate_net
 
     task, num_outputs, classes = TASKS[run.task], record["num_outputs"], data.test_set.classes
     if task.num_outputs and num_outputs != (wanted := task.num_outputs(classes)):
@@ -107,17 +102,7 @@ def _evaluation(net: nn.Module, run: Run, weights: Path, record: dict[str, Any],
     for number, (learned, tested) in enumerate(zip(record["classes"], classes, strict=False)):
         if task.num_outputs and learned != tested:
             raise ValueError(f"{weights}: the net means {learned!r} by its class {number}, {data.shards} {tested!r}")
-    batches = evaluation_batches(
-        data.shards,
-        data.split,
-        size=run.input_size,
-        batch_size=BATCH_SIZE if run.detection is None else DETECTOR_BATCH_SIZE,
-        central_fraction=run.augment.central_fraction,
-        antialias=run.augment.antialias,
-        threads=run.decode_threads,
-        targets=task.collator(classes),
-    )
-    evaluation = evaluate_net(task, net, batches, data.test_set, "cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = evaluate_run(net, run, data.shards, data.split, data.test_set)
     samples = evaluation.metrics["samples"]
     assert samples == data.index.splits[data.split].samples, f"{samples} samples were evaluated"
     return evaluation

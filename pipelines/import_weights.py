@@ -26,7 +26,7 @@ def import_weights(source: Path, target: Path) -> None:
 
     Raises ValueError that names `source` where it is not a whole MobileNet v1 of a kind that can be read.
     """
-    from pipelines.training.parameter_server import save_atomically
+    from pipelines.training.snapshots import save_atomically
     from pipelines.weights import keras_h5, tflite_mobilenet
     from pipelines.weights.mobilenet import MAX_BYTES, state_dict
 

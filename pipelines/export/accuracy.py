@@ -10,11 +10,9 @@ import torch
 
 from pipelines.export.runtime import outputs_of
 from pipelines.test_sets import TestData
-from pipelines.training.reader import evaluation_batches
+from pipelines.training.evaluation import run_batches
 from pipelines.training.run import Run
 from tasks import TASKS
-
-BATCH_SIZE = 64
 
 
 def accuracies(
@@ -25,17 +23,7 @@ def accuracies(
     task = TASKS[run.task]
     for data in tests:
         evaluators = {name: task.evaluator(data.test_set) for name in sessions}
-        batches = evaluation_batches(
-            data.shards,
-            data.split,
-            size=run.input_size,
-            batch_size=BATCH_SIZE,
-            central_fraction=run.augment.central_fraction,
-            antialias=run.augment.antialias,
-            threads=run.decode_threads,
-            targets=task.collator(data.test_set.classes),
-        )
-        for batch in batches:
+        for batch in run_batches(run, data.shards, data.split, data.test_set):
             for name, session in sessions.items():
                 outputs = torch.from_numpy(outputs_of(session, batch.images.numpy()))
                 evaluators[name].update(outputs, batch.targets)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import ZipFile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.training.parameter_server import load_snapshot
 from pipelines.training.run import Run
+from pipelines.training.snapshots import read_checked, reason
 from tasks.nets import DETECTORS, NetSpec, build
 
 DETECTOR_HEADS = ("logits.", "offsets.")  # of SSD and of Faster R-CNN's second stage
@@ -76,14 +75,9 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A file of weights: tensors by name. Raises ValueError for anything else; nothing of it is run."""
     try:
-        with ZipFile(path) as file:
-            damaged = file.testzip()  # torch does not compare the checksums that it writes
-        state: Any = None if damaged else load_snapshot(path)
+        state = read_checked(path)
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} holds no weights: {reason}") from None
-    if damaged:
-        raise ValueError(f"{path} holds no weights: the checksum of {damaged} is another")
+        raise ValueError(f"{path} holds no weights: {reason(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no weights: it is not a dict of tensors by name")
     return state

@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from pipelines.training.curve import Curve
 from pipelines.training.finite import is_finite
 from pipelines.training.run import MAX_NOT_FINITE
-from pipelines.training.snapshots import load_newest, save_snapshot
-from pipelines.training.snapshots import load_snapshot as load_snapshot
-from pipelines.training.snapshots import save_atomically as save_atomically
+from pipelines.training.snapshots import load_newest, load_snapshot, save_snapshot
 from tasks.optim import FlatState
 from tasks.rules import Rule, Staircase
 

@@ -44,17 +44,28 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     Raises ValueError that names the file and what is wrong with it where it is damaged.
     """
     try:
-        with ZipFile(path) as file:
-            wrong = file.testzip()
-        if wrong is None:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return content
-        damage = f"the checksum of {wrong} is another"
+        content: dict[str, Any] = read_checked(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
-        damage = next(iter(str(error).splitlines()), type(error).__name__)
-    raise ValueError(f"{path} is damaged: {damage}")
+        raise ValueError(f"{path} is damaged: {reason(error)}") from None
+    return content
+
+
+def read_checked(path: Path) -> Any:
+    """What is in a file of torch's. Raises what a damaged one makes zipfile or torch raise, and ValueError where a part
+    is not what its checksum says.
+    """
+    with ZipFile(path) as file:
+        wrong = file.testzip()
+    if wrong is not None:
+        raise ValueError(f"the checksum of {wrong} is another")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def load_newest(path: Path) -> dict[str, Any] | None:

@@ -19,9 +19,9 @@ from pipelines.files import locked
 from pipelines.progress import counted
 from pipelines.shards import read_index
 from pipelines.training.origins import Origin
-from pipelines.training.parameter_server import load_snapshot
 from pipelines.training.reader import Teaching, evaluation_batches
 from pipelines.training.run import Run
+from pipelines.training.snapshots import load_snapshot
 from tasks import TASKS
 from tasks.base import predictions
 from tasks.nets import NetSpec, build, check_input_size

@@ -12,18 +12,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pipelines.training import launch
-from pipelines.training.job import Job, net_spec
+from pipelines.training.evaluation import evaluate_run
+from pipelines.training.job import Job, trained_net
 from pipelines.training.loop import CHECKPOINT, WEIGHTS, export, train_async
-from pipelines.training.parameter_server import Assembled, assemble, load_snapshot
-from pipelines.training.reader import evaluation_batches
+from pipelines.training.parameter_server import Assembled, assemble
+from pipelines.training.snapshots import load_snapshot
 from pipelines.training.teaching import store_predictions
 from pipelines.tuning.held_out import Measured
 from pipelines.tuning.trial import Rung, Trial
-from tasks import TASKS
-from tasks.base import evaluate
-from tasks.nets import build
-
-BATCH_SIZE, DETECTOR_BATCH_SIZE = 64, 8  # as the evaluate stage has them
 
 
 @dataclass(frozen=True)
@@ -120,23 +116,7 @@ def _train_async(job: Segment) -> None:
 
 def measure(job: Job, measured: Measured) -> dict[str, float]:
     """The task's metrics of the weights in a run's folder. Raises ValueError where a sample is bad or has no label."""
-    import torch
-
-    run = job.run
-    net = build(net_spec(run, job.num_outputs))
-    net.load_state_dict(load_snapshot(job.folder / WEIGHTS))
-    task = TASKS[run.task]
-    batches = evaluation_batches(
-        measured.shards,
-        measured.split,
-        size=run.input_size,
-        batch_size=BATCH_SIZE if run.detection is None else DETECTOR_BATCH_SIZE,
-        central_fraction=run.augment.central_fraction,
-        antialias=run.augment.antialias,
-        threads=run.decode_threads,
-        targets=task.collator(measured.test_set.classes),
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    metrics = evaluate(task, net, batches, measured.test_set, device).metrics
+    net = trained_net(job.run, job.num_outputs, job.folder / WEIGHTS)
+    metrics = evaluate_run(net, job.run, measured.shards, measured.split, measured.test_set).metrics
     assert metrics["samples"] == measured.samples, f"{metrics['samples']} of {measured.samples} samples"
     return metrics
