@@ -149,6 +149,21 @@ def test_a_file_that_is_to_be_copied_must_be_there(tmp_path):
     assert f"MLFLOW_CREDENTIALS_PATH is '{tmp_path}/none', which is no file" in line
 
 
+@pytest.mark.parametrize("name", FILLED)
+def test_a_head_bears_with_a_network_that_is_away_for_half_a_minute(name):
+    """Ray's own 5 health checks give such a machine up (test_ray_nodes.py cuts one off)."""
+    text = (INFRA / name).read_text()
+    documents = list(yaml.safe_load_all(re.sub(r"\$\{(\w+):\?[^}]*\}", r"\1", text)))
+    if name.startswith("ray-"):
+        (start,) = [line for line in documents[0]["head_start_ray_commands"] if "ray start --head" in line]
+        exported = start.partition("; ray start")[0].partition("export ")[2]
+        assert "RAY_health_check_failure_threshold=10" in exported.split()
+        return
+    spec = documents[-1]["spec"]
+    head = spec.get("rayClusterSpec", spec)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"name": "RAY_health_check_failure_threshold", "value": "10"} in head["env"]
+
+
 def test_versions_are_those_of_the_lock_file():
     for name in ("raycluster.yaml", "rayjob.yaml"):
         (version,) = re.findall(r'rayVersion: "([^"]+)"', (INFRA / name).read_text())
