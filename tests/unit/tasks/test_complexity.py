@@ -136,6 +136,7 @@ def test_agrees_with_torchs_flop_counter(net: str, size: int) -> None:
 def test_a_real_net_is_counted_where_it_is_and_stays_as_it_was() -> None:
     net = build(NetSpec("mobilenet", width=0.25, num_classes=10))
     before = {name: value.clone() for name, value in net.state_dict().items()}
+    modules = list(net.named_modules())
     net.pool.eval()
     counted = count(net, 33)
     assert counted == count(meta("mobilenet", width=0.25, num_classes=10), 33)
@@ -143,6 +144,7 @@ def test_a_real_net_is_counted_where_it_is_and_stays_as_it_was() -> None:
     assert not net.pool.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())
+    assert all(now == then for now, then in zip(net.named_modules(), modules, strict=True)), "BatchNorm is back"
 
 
 def test_counts_a_net_of_its_own_kinds() -> None:
