@@ -22,7 +22,7 @@ from pipelines.config import Params, load
 from pipelines.files import locked, read_json
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import watched
-from pipelines.side_by_side import rows_at_once, train_side_by_side
+from pipelines.side_by_side import rows_at_once, start_importing, train_side_by_side
 from pipelines.training import rows
 
 if TYPE_CHECKING:
@@ -43,23 +43,42 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
     log.info("%s: %d of %d runs to train", table, len(unfinished), len(plan.runs))
     if not unfinished:
         return
+    at_once = 1 if only else min(rows_at_once(), len(unfinished))
+    if at_once > 1:
+        start_importing()
     # All are checked, and refused where a net cannot be built or learned from, before the first is trained.
     for name in unfinished:
         plan.check(name)
-    at_once = 1 if only else min(rows_at_once(), len(unfinished))
-    if at_once > 1:
-        train_side_by_side(plan, unfinished, at_once)
-        return
-    try:
-        with tracking.sending() as track:
+    with tracking.sending() as track:
+        if at_once > 1:
+            train_side_by_side(plan, unfinished, at_once, _train_apart, lambda name: track(_spool(plan, name)))
+            return
+        try:
             for number, name in enumerate(unfinished, start=1):
-                with locked(paths.work(scale) / "locks" / name):
-                    _train_row(plan, name, f"[{number}/{len(unfinished)}] {name}", track)
-    finally:
-        leave_cluster()
+                _train_row(plan, name, f"[{number}/{len(unfinished)}] {name}", track)
+        finally:
+            leave_cluster()
+
+
+def _spool(plan: Plan, name: str) -> Path:
+    return paths.spool(plan.scale, name, plan.fingerprint(name))
+
+
+def _train_apart(plan: Plan, name: str, title: str) -> None:
+    """Train a run in a process that does nothing else; MLflow is told by the one that has started it."""
+    with one_line_errors():
+        try:
+            _train_row(plan, name, title, lambda _: None)
+        finally:
+            leave_cluster()
 
 
 def _train_row(plan: Plan, name: str, title: str, track: Callable[[Path], None]) -> None:
+    with locked(paths.work(plan.scale) / "locks" / name):
+        _train_unless_finished(plan, name, title, track)
+
+
+def _train_unless_finished(plan: Plan, name: str, title: str, track: Callable[[Path], None]) -> None:
     fingerprint, target = plan.fingerprint(name), plan.folder(name)
     if rows.is_finished(target, fingerprint):
         log.info("%s: another process has trained it meanwhile", name)

@@ -1,10 +1,15 @@
-"""Which rows may be trained beside which."""
+"""Which rows may be trained beside which, and what their processes are."""
 
+import logging
+import os
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipelines.side_by_side import rows_at_once, startable
+from pipelines.side_by_side import rows_at_once, startable, train_side_by_side
 
 ROOM = {"CPU": 8.0, "GPU": 2.0}
 
@@ -58,3 +63,68 @@ def test_what_is_no_number(text, monkeypatch):
     monkeypatch.setenv("ROWS_AT_ONCE", text)
     with pytest.raises(ValueError, match=f"^ROWS_AT_ONCE is '{text}'; it must be a whole number above 0"):
         rows_at_once()
+
+
+def row(plan, name, title):
+    """Stands for a training: tells who it is, waits for its neighbour, fails or goes on for ever, by its name."""
+    import torch
+
+    print(f"{title}: {torch.get_num_threads()} threads")
+    folder = Path(plan.folder)
+    (folder / name).write_text(str(os.getpid()))
+    deadline = time.monotonic() + 60
+    while name.startswith("pair") and len(list(folder.glob("pair*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if name == "bad":
+        print("error: what was wrong", file=sys.stderr)
+        sys.exit(1)
+    if name == "endless":
+        time.sleep(600)
+
+
+def rows_of(folder, *names):
+    found = plan(**{name: (0.0, []) for name in names})
+    found.table, found.folder = "table", str(folder)
+    return found
+
+
+@pytest.mark.slow
+def test_rows_have_a_process_and_a_share_of_the_cores_each(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    caplog.set_level(logging.INFO)
+    begun = []
+    train_side_by_side(rows_of(tmp_path, "pair1", "pair2"), ["pair1", "pair2"], 2, row, begun.append)
+    assert begun == ["pair1", "pair2"]
+    processes = {int(path.read_text()) for path in tmp_path.iterdir()}
+    assert len(processes | {os.getpid()}) == 3
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 2)
+    assert {f"[1/2] pair1: {threads} threads", f"[2/2] pair2: {threads} threads"} <= set(caplog.messages)
+
+
+@pytest.mark.slow
+def test_after_a_row_that_fails_no_other_is_begun(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    caplog.set_level(logging.INFO)
+    names = ["first", "bad", "last"]
+    with pytest.raises(ValueError, match="^table: bad failed, as told above; not begun: 1 runs$"):
+        train_side_by_side(rows_of(tmp_path, *names), names, 1, row, lambda _: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "bad"}
+    assert "bad: error: what was wrong" in caplog.messages
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_those_under_way(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def begins(name):
+        deadline = time.monotonic() + 60
+        while name == "second" and not (tmp_path / "endless").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if name == "second":
+            raise KeyboardInterrupt
+
+    names = ["endless", "second"]
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(rows_of(tmp_path, *names), names, 2, row, begins)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "endless").read_text()), 0)
