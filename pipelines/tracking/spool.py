@@ -64,7 +64,7 @@ class Record:
 
     id: names one training, wherever it is sent: the MLflow run carries it as the tag `spool`.
     curve: where the rows are written while the run trains. commit_steps: a restarted run goes on from a multiple of
-    this step count, so that rows beyond the last one are not final. Empty and 0: there is none.
+    this step count, the last or, where the checkpoint of it is damaged, the one before. Empty and 0: there is none.
     started, ended: Unix seconds; None: when it is sent.
     """
 
@@ -204,11 +204,11 @@ def curve_of(spool: Path, record: Record) -> Path:
 
 
 def final_rows(record: Record, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the curve that no restart of the run will write again."""
+    """The rows of the curve that no restart of the run will write again, from the older of its checkpoints either."""
     if record.status == FINISHED or not rows:
         return rows
-    committed = (rows[-1]["step"] - 1) // record.commit_steps * record.commit_steps
-    return [row for row in rows if row["step"] <= committed]
+    saved = (rows[-1]["step"] - 1) // record.commit_steps  # a row is written before the checkpoint of its step
+    return [row for row in rows if row["step"] <= (saved - 1) * record.commit_steps]
 
 
 def read_evaluation(spool: Path) -> dict[str, Any] | None:

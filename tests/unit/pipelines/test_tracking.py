@@ -22,8 +22,10 @@ from pipelines import tracking
 from pipelines.tracking.__main__ import main
 from pipelines.tracking.client import address, connect, store_uri
 from pipelines.tracking.position import sent_file
-from pipelines.tracking.spool import flatten
-from pipelines.training.curve import Curve
+from pipelines.tracking.spool import final_rows, flatten, read_record
+from pipelines.training import loop
+from pipelines.training.curve import Curve, read_curve
+from pipelines.training.snapshots import save_snapshot
 from tasks.base import normalise
 from tasks.nets import NetSpec, build
 
@@ -177,7 +179,7 @@ def test_rows_that_a_restart_writes_again_are_not_sent_before(run, client):
     before = run.train(0, 26)
     tracking.send([run.spool])
     run_id = run.the_run(client).info.run_id
-    assert_has_curve(client, run_id, before[:20])
+    assert_has_curve(client, run_id, before[:10])  # the checkpoint of step 20 may be damaged
 
     tracking.finish(run.spool, status="FAILED")
     tracking.send([run.spool])
@@ -195,6 +197,49 @@ def test_rows_that_a_restart_writes_again_are_not_sent_before(run, client):
     assert (found.info.run_id, found.info.status) == (run_id, "FINISHED")
     assert found.data.params["net"] == "mobilenet"
     assert_has_curve(client, run_id, after)
+
+
+@pytest.mark.slow
+def test_rows_are_sent_once_where_training_goes_on_from_the_older_checkpoint(
+    run, client, make_job, monkeypatch, caplog, one_thread
+):
+    with monkeypatch.context() as patch:
+        patch.chdir(Path(__file__).parents[3])  # where params.yaml is
+        straight, broken = (make_job(epochs=3, checkpoint_steps=5) for _ in range(2))
+    run.curve = broken.folder / "curve.jsonl"
+    run.begin(commit_steps=5)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped at step 25"):
+        patch.setattr(loop, "save_snapshot", stopping_at(25))
+        loop.train_local(broken)
+    tracking.send([run.spool])
+    before, sent = read_curve(run.curve), read_record(run.spool)
+    assert len(before) == 25
+    run_id = run.the_run(client).info.run_id
+    assert_has_curve(client, run_id, before[:15])
+    assert final_rows(sent, before) == before[:15]
+
+    newest = broken.folder / loop.CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    loop.train_local(broken)
+    assert f"{newest} is damaged" in caplog.text
+    loop.train_local(straight)
+    run.finish()
+    tracking.send([run.spool])
+    rows = read_curve(run.curve)
+    assert rows[:15] == before[:15]
+    assert rows[15:25] != before[15:25]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in read_curve(straight.folder / "curve.jsonl")]
+    assert run.the_run(client).info.run_id == run_id, "rows that were sent were made again"
+    assert_has_curve(client, run_id, rows)
+
+
+def stopping_at(step: int):
+    def save(content, path):
+        if content["state"]["step"] == step:
+            raise OSError(f"stopped at step {step}")
+        save_snapshot(content, path)
+
+    return save
 
 
 def test_training_that_lost_its_checkpoint_replaces_the_mlflow_run(run, client):

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
         tags={"kind": "local"},
         data=tracking.Data("imagenet", "d" * 64, "data/sample/shards/imagenet"),
         curve=tmp_path / "curve.jsonl",
-        commit_steps=10,
+        commit_steps=5,
     )
     train(tmp_path, 0, 20)
     return spool
