@@ -36,9 +36,9 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
     """Evaluate all runs of a table, write what they reached and tell MLflow."""
     runs = params.runs(table_name, scale)
     table = params.tables[table_name]
-    own, *further = read_tests(params, scale, table_name)
     results = paths.results(scale, table_name)
     records = {name: trained(params, scale, name) for name in runs}
+    own, *further = read_tests(params, scale, table_name)
 
     from pipelines.pictures import details
     from pipelines.training.job import counts, trained_net

@@ -26,24 +26,22 @@ def import_weights(source: Path, target: Path) -> None:
 
     Raises ValueError that names `source` where it is not a whole MobileNet v1 of a kind that can be read.
     """
-    from pipelines.training.snapshots import save_atomically
-    from pipelines.weights import keras_h5, tflite_mobilenet
-    from pipelines.weights.mobilenet import MAX_BYTES, state_dict
-
     if target.suffix != ".pt":
         raise ValueError(f"{target} is to hold weights: its name must end in .pt")
     if not target.parent.is_dir():
         raise ValueError(f"{target}: there is no folder {target.parent}")
     with source.open("rb") as file:
         head = file.read(8)
+    if head != HDF5 and head[4:] != TFLITE:
+        raise ValueError(f"{source} is neither HDF5 (.h5) nor TFLite (.tflite); an archive is to be unpacked first")
+
+    from pipelines.training.snapshots import save_atomically
+    from pipelines.weights import keras_h5, tflite_mobilenet
+    from pipelines.weights.mobilenet import MAX_BYTES, state_dict
+
     if source.stat().st_size > MAX_BYTES:
         raise ValueError(f"{source} has {human(source.stat().st_size)}; allowed are {human(MAX_BYTES)}")
-    if head == HDF5:
-        read = keras_h5.read
-    elif head[4:] == TFLITE:
-        read = tflite_mobilenet.read
-    else:
-        raise ValueError(f"{source} is neither HDF5 (.h5) nor TFLite (.tflite); an archive is to be unpacked first")
+    read = keras_h5.read if head == HDF5 else tflite_mobilenet.read
     try:
         published = read(source)
         state = state_dict(published)
