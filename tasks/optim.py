@@ -109,18 +109,29 @@ def decays(net: nn.Module) -> dict[str, bool]:
     return rule
 
 
-def flatten(net: nn.Module) -> Flat:
-    """Rebind each parameter, gradient and float buffer of `net` to a view of a flat vector, values and strides kept."""
+Home = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def anywhere(weights: Tensor, gradient: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001 - a Home
+    """The home of vectors that only this process needs: where they are."""
+    return weights, gradient
+
+
+def flatten(net: nn.Module, home: Home = anywhere) -> Flat:
+    """Rebind each parameter, gradient and float buffer of `net` to a view of a flat vector, values and strides kept.
+
+    home: says where weights and gradient are to lie; given these two and the statistics, it returns the two.
+    """
     decayed = decays(net)
     named = sorted(net.named_parameters(), key=lambda item: not decayed[item[0]])  # stable: decayed ones first
     parameters = [parameter for _, parameter in named]
     weights = _pack([parameter.data for parameter in parameters])
-    gradient = torch.zeros_like(weights)
+    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
+    statistics = _pack(buffers) if buffers else weights.new_zeros(0)  # a net without BatchNorm
+    weights, gradient = home(weights, torch.zeros_like(weights), statistics)
     bound = list(zip(parameters, _views(gradient, parameters), strict=True))
     for parameter, data in zip(parameters, _views(weights, parameters), strict=True):
         parameter.data = data
-    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
-    statistics = _pack(buffers) if buffers else weights.new_zeros(0)  # a net without BatchNorm
     for buffer, data in zip(buffers, _views(statistics, buffers), strict=True):
         buffer.data = data
     flat = Flat(weights, gradient, statistics, sum(p.numel() for name, p in named if decayed[name]), bound)
@@ -159,8 +170,8 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     steps: int
 
-    def __init__(self, net: nn.Module, finish: Callable[[Flat], None]) -> None:
-        self.flat = flatten(net)
+    def __init__(self, net: nn.Module, finish: Callable[[Flat], None], home: Home = anywhere) -> None:
+        self.flat = flatten(net, home)
         self.finish = finish
         super().__init__(net.parameters(), {})
 

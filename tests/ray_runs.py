@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import time
-from threading import Thread
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 
 from pipelines.training.curve import read_curve
 from pipelines.training.loop import CURVE, SUMMARY
@@ -99,3 +101,25 @@ def pushes(job):
 def summary(job):
     """What a finished run says of itself."""
     return json.loads((job.folder / SUMMARY).read_text())
+
+
+@contextmanager
+def quarter_speed(pid, period=0.4):
+    """Stop a process for three quarters of the time."""
+    over = Event()
+
+    def stop_and_go():
+        with suppress(ProcessLookupError):  # it has ended
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.75 * period)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.25 * period)
+
+    thread = Thread(target=stop_and_go)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -4,7 +4,8 @@ from threading import Lock
 
 import numpy as np
 
-from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan
+from pipelines.training.messages import Push, ServerPlan
+from pipelines.training.parameter_server import ParameterShard
 from tasks.rules import RMSprop, Staircase
 
 
@@ -15,23 +16,23 @@ class LocalServers:
         self.shards = [ParameterShard(plan, index) for index in range(plan.num_servers)]
         self.lock = Lock()
 
-    def start(self, worker, weights, statistics):
+    def start(self, worker, weights, statistics, windows):
         with self.lock:
-            return [
-                s.start(worker, w.copy(), t.copy()) for s, w, t in zip(self.shards, weights, statistics, strict=True)
-            ]
+            parts = zip(self.shards, weights, statistics, windows, strict=True)
+            return [shard.start(worker, w.copy(), t.copy(), window) for shard, w, t, window in parts]
 
-    def pull(self, worker):
+    def pull(self, worker, windows):
         with self.lock:
-            return [self._copied(shard.pull(worker)) for shard in self.shards]
+            return [self._copied(s.pull(worker, window)) for s, window in zip(self.shards, windows, strict=True)]
 
     def standing(self, worker):
         with self.lock:
             return [shard.standing(worker) for shard in self.shards]
 
-    def push(self, pushes):
+    def push(self, pushes, windows):
         with self.lock:
-            return [self._copied(shard.push(push)) for shard, push in zip(self.shards, pushes, strict=True)]
+            replies = [self._copied(shard.push(push)) for shard, push in zip(self.shards, pushes, strict=True)]
+        return lambda: replies
 
     @staticmethod
     def _copied(reply):

@@ -16,7 +16,7 @@ from pipelines.simulation.costs import Costs
 from pipelines.simulation.events import NEVER, Clock, Pool, Process, in_turns
 
 if TYPE_CHECKING:
-    from pipelines.training.parameter_server import Policy
+    from pipelines.training.messages import Policy
 
 WAIT_SECONDS = 0.005  # `pipelines.training.remote_optimizer.WAIT_SECONDS`
 QUANTUM = 0.003  # s that Linux lets a process run while others wait: base_slice_ns of its EEVDF scheduler, about

@@ -13,7 +13,9 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 
-from pipelines.training.parameter_server import ParameterShard, Push, Reply, ServerPlan, Vector
+from pipelines.training.messages import Push, Reply, ServerPlan, Vector
+from pipelines.training.parameter_server import ParameterShard
+from pipelines.training.shared_vectors import Window
 
 # A restarted server is back when its process has started and read its snapshot.
 RETURN_SECONDS = 300.0
@@ -31,27 +33,34 @@ class RayServers:
         """The line to a run's servers, found by their names."""
         return cls([ray.get_actor(plan.actor_name(index)) for index in range(plan.num_servers)])
 
-    def start(self, worker: int, weights: Sequence[Vector], statistics: Sequence[Vector]) -> list[Reply]:
-        return self._ask("start", [(worker, *parts) for parts in zip(weights, statistics, strict=True)])
+    def start(
+        self, worker: int, weights: Sequence[Vector], statistics: Sequence[Vector], windows: Sequence[Window | None]
+    ) -> list[Reply]:
+        parts = zip(weights, statistics, windows, strict=True)
+        return self._ask("start", [(worker, *part) for part in parts], windows)()
 
-    def pull(self, worker: int) -> list[Reply]:
-        return self._ask("pull", [(worker,)] * len(self.handles))
+    def pull(self, worker: int, windows: Sequence[Window | None]) -> list[Reply]:
+        return self._ask("pull", [(worker, window) for window in windows], windows)()
 
     def standing(self, worker: int) -> list[Reply]:
-        return self._ask("standing", [(worker,)] * len(self.handles))
+        return self._ask("standing", [(worker,)] * len(self.handles), [None] * len(self.handles))()
 
-    def push(self, pushes: Sequence[Push]) -> list[Reply]:
-        return self._ask("push", [(push,) for push in pushes])
+    def push(self, pushes: Sequence[Push], windows: Sequence[Window | None]) -> Callable[[], list[Reply]]:
+        return self._ask("push", [(push,) for push in pushes], windows)
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Reply]:
-        asked = list(zip(self.handles, arguments, strict=True))
-        references = [getattr(server, method).remote(*values) for server, values in asked]
-        return [
-            self._answer(server, method, values, reference)
-            for (server, values), reference in zip(asked, references, strict=True)
+    def _ask(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], windows: Sequence[Window | None]
+    ) -> Callable[[], list[Reply]]:
+        asked = list(zip(self.handles, arguments, windows, strict=True))
+        references = [getattr(server, method).remote(*values) for server, values, _ in asked]
+        return lambda: [
+            self._answer(server, method, values, window, reference)
+            for (server, values, window), reference in zip(asked, references, strict=True)
         ]
 
-    def _answer(self, server: Any, method: str, values: tuple[Any, ...], reference: Any) -> Reply:
+    def _answer(
+        self, server: Any, method: str, values: tuple[Any, ...], window: Window | None, reference: Any
+    ) -> Reply:
         """A server's reply; where the server has died, its reply to the question put again once it is back.
 
         A push is never put again: it may or may not have been applied, and was computed on state that is lost.
@@ -71,7 +80,7 @@ class RayServers:
                     raise
             time.sleep(RETRY_SECONDS)
             if method == "push":
-                lost, method, values = True, "pull", (values[0].worker,)
+                lost, method, values = True, "pull", (values[0].worker, window)
             reference = getattr(server, method).remote(*values)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipelines.training.messages import ServerPlan
 from pipelines.training.origins import Initial
-from pipelines.training.parameter_server import ServerPlan
 from pipelines.training.run import Run, Updates
 from pipelines.training.snapshots import load_snapshot
 from pipelines.training.teaching import Teacher
@@ -94,6 +94,7 @@ class Job:
             snapshot_steps=servers.snapshot_steps,
             log_steps=self.run.log_steps,
             max_not_finite=self.run.max_not_finite,
+            wire=servers.wire,
         )
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from pipelines.files import write_json
 from pipelines.training.curve import Curve
+from pipelines.training.extra_workers import failures, persevere
 from pipelines.training.finite import FiniteOptimizer, complaint
 from pipelines.training.job import Job, bounds, net_spec
 from pipelines.training.origins import initialise
 from pipelines.training.reader import training_batches
-from pipelines.training.remote_optimizer import RemoteOptimizer, Servers
+from pipelines.training.remote_optimizer import Line, RemoteOptimizer, Servers
 from pipelines.training.run import Run
 from pipelines.training.snapshots import load_newest, save_atomically, save_snapshot
 from tasks import TASKS
@@ -72,21 +73,31 @@ def train_async(config: dict[str, Any]) -> str | None:
 
 
 def train_extra(job: Job, rank: int) -> None:
-    """One of a run's `extra_workers`: a task, which Ray starts where there is room, and anew where its machine dies."""
+    """One of a run's `extra_workers`: a task, which Ray starts where there is room, and anew where its machine dies.
+
+    Goes on after errors of its own as often as the run allows each (`max_failures`).
+    """
     from pipelines.training.async_backend import RayServers
 
-    train_with_servers(job, RayServers.connect(job.servers), rank)
+    def work() -> None:
+        try:
+            servers = RayServers.connect(job.servers)
+        except ValueError:  # there are none: the run has ended
+            return
+        train_with_servers(job, servers, rank)
+
+    persevere(work, job.folder, rank, job.run.max_failures)
 
 
 def train_with_servers(job: Job, servers: Servers, rank: int) -> str | None:
     """Push gradients to `servers` until they are done, or have given the run up: returns why, then."""
     run = job.run
-    max_lead = run.servers.max_staleness if run.servers.staleness == "wait" else None
+    given = run.servers
+    max_lead = given.max_staleness if given.staleness == "wait" else None
+    line = Line(given.num_servers, given.wire, given.overlap, given.shared_memory)
 
     def make_optimizer(module: TaskModule, net: nn.Module) -> RemoteOptimizer:
-        return RemoteOptimizer(
-            net, _finish(run), servers, run.servers.num_servers, rank, run.batch_size, lambda: module.metrics, max_lead
-        )
+        return RemoteOptimizer(net, _finish(run), servers, line, rank, run.batch_size, lambda: module.metrics, max_lead)
 
     stop = _Stop(lambda optimizer: optimizer.finished or optimizer.failed)
     optimizer: RemoteOptimizer = _fit(job, rank, make_optimizer, [stop], {"devices": 1}, endless=True)
@@ -191,10 +202,13 @@ class _Batches:
             antialias=run.augment.antialias,
             threads=run.decode_threads,
             block_shards=run.block_shards,
+            deal=run.deal,
             targets=TASKS[run.task].collator(self.job.classes),
             images_per_identity=run.images_per_identity,
             teaching=None if self.job.teacher is None else self.job.teacher.teaching,
             digest=self.job.data_digest,
+            device=self.module.device if run.worker_gpus else None,
+            decode=run.decode,
         )
 
 
@@ -270,5 +284,6 @@ def write_summary(job: Job, record: dict[str, Any]) -> None:
     images = job.total_steps * job.samples_per_step
     seconds = record["seconds"]
     rates = {"images_per_second": images / seconds, "updates_per_second": job.total_steps / seconds}
-    summary = {"steps": job.total_steps, "images": images, **rates, **record}
+    failed = {"extra_worker_failures": found} if (found := failures(job.folder)) else {}
+    summary = {"steps": job.total_steps, "images": images, **rates, **record, **failed}
     write_json(job.folder / SUMMARY, summary)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -18,15 +19,27 @@ Ints = npt.NDArray[np.int64]
 _SHARD_ORDER, _SAMPLE_ORDER, _AUGMENTATION, _PERSON_ORDER, _PERSON_IMAGES = range(5)
 
 
-def training_stream(shard_sizes: Sequence[int], seed: int, block_shards: int) -> Callable[[Ints], Ints]:
-    """The function from positions in the endless training stream to samples of the split."""
+def training_stream(shard_sizes: Sequence[int], seed: int, block_shards: int, parts: int = 1) -> Callable[[Ints], Ints]:
+    """The function from positions in the endless training stream to samples of the split.
+
+    With several `parts` each epoch's shards are dealt to so many ranks anew, and what a rank gets, the positions with
+    one position % parts, is of its own shards. Every sample still comes once an epoch: the permuted shards are laid end
+    to end and cut into as many samples as each rank has positions in the epoch, which differ by one at most, whatever
+    the shards' sizes. So nothing is left out or repeated to make ranks equal, and of shards of one size a rank reads at
+    most ceil(shards / parts) + 1: two ranks share one that a cut goes through. Where `parts` divides them, none is cut.
+    """
     total = sum(shard_sizes)
+
+    def shares(epoch: int) -> Ints:
+        """How many positions of an epoch each rank has."""
+        first = (np.arange(parts) - epoch * total) % parts
+        return (total - first + parts - 1) // parts
 
     computing = Lock()  # at an epoch's start all threads want the same order
 
     @lru_cache(maxsize=2)  # batches in work span no more epochs, unless these are tiny
     def cached(epoch: int) -> Ints:
-        return epoch_order(shard_sizes, seed, epoch, block_shards)
+        return epoch_order(shard_sizes, seed, epoch, block_shards, shares(epoch))
 
     def order(epoch: int) -> Ints:
         with computing:
@@ -37,27 +50,32 @@ def training_stream(shard_sizes: Sequence[int], seed: int, block_shards: int) ->
         found = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            found[here] = order(epoch)[places[here]]
+            owed = shares(epoch)
+            found[here] = order(epoch)[(np.cumsum(owed) - owed)[positions[here] % parts] + places[here] // parts]
         return found
 
     return samples
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, block_shards: int) -> Ints:
+def epoch_order(
+    shard_sizes: Sequence[int], seed: int, epoch: int, block_shards: int, shares: Ints | None = None
+) -> Ints:
     """A permutation of a split's samples, (sum of shard_sizes,) int64: shards permuted, then samples within blocks.
 
     A block is `block_shards` successive shards of the permuted ones: larger ones mix better, smaller ones have fewer
     shards in use at a time. The order depends on the arguments alone, not on the version of a library's generator.
+    shares: (ranks,), numbers of samples that add up to all; blocks are made within each of these lengths. None: of all.
     """
     starts = np.cumsum([0, *shard_sizes])
     shards = np.argsort(_hash(seed, _SHARD_ORDER, epoch, np.arange(len(shard_sizes))))
     keys = _hash(seed, _SAMPLE_ORDER, epoch, np.arange(starts[-1]))
-    blocks = []
-    for first in range(0, len(shards), block_shards):
-        block = shards[first : first + block_shards]
-        samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in block])
-        blocks.append(samples[np.argsort(keys[samples])])
-    return np.concatenate(blocks)
+    line = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
+    ends = np.cumsum(np.array(shard_sizes)[shards])
+    order = []
+    for first, end in pairwise([0, *np.cumsum(starts[-1:] if shares is None else shares).tolist()]):
+        cuts = ends[(ends > first) & (ends < end)][block_shards - 1 :: block_shards]
+        order += [samples[np.argsort(keys[samples])] for samples in np.split(line[first:end], cuts - first)]
+    return np.concatenate(order)
 
 
 def balanced_stream(

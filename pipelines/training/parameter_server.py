@@ -9,96 +9,27 @@ from __future__ import annotations
 
 import secrets
 import time
-import warnings
 from collections import Counter
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipelines.training.curve import Curve
 from pipelines.training.finite import is_finite
-from pipelines.training.run import MAX_NOT_FINITE
+from pipelines.training.messages import (
+    NOTHING,
+    Push,
+    Reply,
+    ServerPlan,
+    Status,
+    Vector,
+    as_tensor,
+    packed,
+    unpacked,
+)
+from pipelines.training.shared_vectors import SharedVectors, Window, Windows
 from pipelines.training.snapshots import load_newest, load_snapshot, save_snapshot
 from tasks.optim import FlatState
-from tasks.rules import Rule, Staircase
-
-Vector = NDArray[np.float32]
-Policy = Literal["none", "scale", "drop", "wait"]
-Status = Literal["pulled", "applied", "duplicate", "dropped", "lost", "not_finite", "finished"]
-
-
-class ServerPlan(NamedTuple):
-    """What every server of a run is told.
-
-    policy: what a gradient means that was computed on weights `staleness` updates old. none: applied as it is (the
-    paper's); scale: its learning rate is divided by max(1, staleness) (Zhang et al. 2015, arXiv 1511.05950); drop:
-    refused beyond max_staleness; wait: applied, and a worker that is more than max_staleness pushes ahead of the
-    slowest one waits (stale synchronous parallel, Ho et al. 2013).
-    max_not_finite: gradients in a row, of whichever workers, that are not finite; from then on every push is refused.
-    """
-
-    name: str
-    num_servers: int
-    num_workers: int
-    folder: Path  # snapshots and the curve; on storage that every node sees
-    rule: Rule
-    learning_rate: Staircase
-    average_decay: float | None
-    total_steps: int
-    policy: Policy
-    max_staleness: int
-    snapshot_steps: int
-    log_steps: int
-    max_not_finite: int = MAX_NOT_FINITE
-
-    def actor_name(self, index: int) -> str:
-        """The name under which workers find the server's actor."""
-        return f"{self.name}-server-{index}"
-
-    def snapshot(self, index: int) -> Path:
-        """Where a server keeps its state."""
-        return self.folder / f"server_{index}.pt"
-
-
-class Push(NamedTuple):
-    """A worker's gradient for one slice: (P_i,) float32, and what its step did to the BatchNorm statistics (S_i,).
-
-    sequence: the worker's count of pushes, from 1; version: the server's step when the weights were pulled.
-    finite: whether the whole gradient and all statistics are, of which this is a slice: servers refuse a push together.
-    """
-
-    worker: int
-    sequence: int
-    incarnation: str
-    version: int
-    gradient: Vector
-    before: Vector
-    after: Vector
-    samples: int
-    metrics: dict[str, float]
-    finite: bool = True
-
-
-class Reply(NamedTuple):
-    """What became of a push, and the slice as it is now.
-
-    lead: how many pushes the worker is ahead of the slowest one, where it should wait at all.
-    not_finite: how many pushes in a row were not, up to now. failed: they are too many, and no more is applied.
-    """
-
-    status: Status
-    weights: Vector
-    statistics: Vector
-    version: int
-    sequence: int
-    incarnation: str
-    lead: int
-    finished: bool
-    not_finite: int = 0
-    failed: bool = False
 
 
 class ParameterShard:
@@ -120,6 +51,7 @@ class ParameterShard:
         self.not_finite = 0  # pushes in a row
         self.state: FlatState | None = None
         self.statistics = torch.zeros(0)
+        self.windows = Windows()
         kept = load_newest(plan.snapshot(index))
         if kept is not None:
             self._restore(kept)
@@ -141,27 +73,33 @@ class ParameterShard:
         """Whether so many pushes in a row were not finite that the run is over."""
         return self.not_finite >= self.plan.max_not_finite
 
-    def start(self, worker: int, weights: Vector, statistics: Vector) -> Reply:
+    def start(self, worker: int, weights: Vector, statistics: Vector, window: Window | None = None) -> Reply:
         """Take the initial values, unless there are some already: all workers offer the same ones."""
         if self.state is None:
             self._initialise(torch.from_numpy(weights.copy()), torch.from_numpy(statistics.copy()))
             self.snapshot()  # from now on, a restarted server has something to come back from
-        return self.pull(worker)
+        return self.pull(worker, window)
 
-    def pull(self, worker: int) -> Reply:
-        """The slice as it is now."""
-        return self._reply(worker, "pulled")
+    def pull(self, worker: int, window: Window | None = None) -> Reply:
+        """The slice as it is now, in the worker's window where this server can open that."""
+        return self._filled(self._reply(worker, "pulled"), self.windows.through(worker, window))
 
     def standing(self, worker: int) -> Reply:
         """What `pull` says beside the slice, which is empty here: for a worker that waits."""
-        nothing = np.zeros(0, np.float32)
-        return self._reply(worker, "pulled")._replace(weights=nothing, statistics=nothing)
+        return self._reply(worker, "pulled")
 
     def push(self, push: Push) -> Reply:
         """Apply a gradient, or say why not; either way the slice as it is then."""
         assert self.state is not None, "start comes before push"
+        shared = self.windows.through(push.worker, push.window)
+        if shared is not None:
+            push = push._replace(gradient=shared.gradient, before=shared.before, after=shared.after)
+        return self._filled(self._push(push, self.state), shared)
+
+    def _push(self, push: Push, state: FlatState) -> Reply:
+        gradient = unpacked(push.gradient).float()
         staleness = self.step - push.version
-        refusal = self._refusal(push, staleness)
+        refusal = self._refusal(push, gradient, staleness)
         if refusal is not None:
             self.refused[refusal] += 1
             if refusal in ("dropped", "not_finite"):
@@ -171,7 +109,7 @@ class ParameterShard:
             return self._reply(push.worker, refusal)
         scale = 1 / max(1, staleness) if self.plan.policy == "scale" else 1.0
         rate = self.plan.learning_rate(self.step) * scale
-        self.state.apply(as_tensor(push.gradient), scale)
+        state.apply(gradient, scale)
         # A fresh push replaces the statistics exactly; a stale one adds the change it made, as TensorFlow's
         # assign_moving_average does with a variable that many workers share.
         self.statistics = as_tensor(push.after) + (self.statistics - as_tensor(push.before))
@@ -204,14 +142,15 @@ class ParameterShard:
             "seconds": self.seconds,
         }
 
-    def _refusal(self, push: Push, staleness: int) -> Status | None:
+    def _refusal(self, push: Push, gradient: torch.Tensor, staleness: int) -> Status | None:
         if push.incarnation != self.incarnation:
             return "lost"
         if push.sequence <= self.sequences.get(push.worker, 0):
             return "duplicate"
         if self.finished:
             return "finished"
-        if self.failed or not (push.finite and is_finite(as_tensor(push.gradient))):
+        # A worker has looked at what is shared; what has travelled is looked at again, since bfloat16 can overflow.
+        if self.failed or not (push.finite and (push.window is not None or is_finite(gradient))):
             return "not_finite"
         if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
             return "dropped"
@@ -239,11 +178,10 @@ class ParameterShard:
     def _reply(self, worker: int, status: Status) -> Reply:
         if self._last_push is None:
             self._last_push = time.monotonic()
-        weights = np.zeros(0, np.float32) if self.state is None else self.state.weights.numpy()
         return Reply(
             status=status,
-            weights=weights,
-            statistics=self.statistics.numpy(),
+            weights=NOTHING,
+            statistics=NOTHING,
             version=self.step,
             sequence=self.sequences.get(worker, 0),
             incarnation=self.incarnation,
@@ -252,6 +190,16 @@ class ParameterShard:
             not_finite=self.not_finite,
             failed=self.failed,
         )
+
+    def _filled(self, reply: Reply, shared: SharedVectors | None) -> Reply:
+        """The reply with the slice: in the worker's window, or as it travels."""
+        if self.state is None:
+            return reply
+        weights, statistics = self.state.weights, self.statistics.numpy()
+        if shared is None:
+            return reply._replace(weights=packed(weights, self.plan.wire), statistics=statistics)
+        shared.weights[:], shared.before[:] = weights.numpy(), statistics
+        return reply._replace(shared=True)
 
     def _initialise(self, weights: torch.Tensor, statistics: torch.Tensor) -> None:
         self.state = FlatState(weights, self.plan.rule, self.plan.learning_rate, self.plan.average_decay)
@@ -283,10 +231,3 @@ def assemble(plan: ServerPlan) -> Assembled:
     parts = [snapshot["state"]["slots"].get("average", snapshot["state"]["weights"]) for snapshot in snapshots]
     statistics = torch.cat([snapshot["statistics"] for snapshot in snapshots])
     return Assembled(torch.cat(parts), statistics, snapshots[0]["record"])
-
-
-def as_tensor(array: Vector) -> torch.Tensor:
-    """A view of an array that arrived through Ray: read-only memory, which is only read here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

@@ -2,10 +2,10 @@
 
 Everything is a pure function of the arguments. A training stream is the samples of epoch 0, then those of epoch 1,
 and so on, each epoch a permutation of the split (or it is dealt to ranks by identity: see `balanced_stream`); a
-sample's crop and colours depend on (seed, its position in the
-stream) alone. Ranks and threads only divide the work: for any number of them, and from any point of resumption, the
-stream is the same, and no sample is lost or seen twice. (The guarantee of MosaicML's streaming, which webdataset's
-reader does not give; the shards' own index makes it a matter of arithmetic.)
+sample's crop and colours depend on (seed, its position in the stream) alone. Ranks and threads only divide the work:
+for any number of them (of threads alone, where shards are dealt to ranks), and from any point of resumption, the stream
+is the same, and no sample is lost or seen twice. (The guarantee of MosaicML's streaming, which webdataset's reader does
+not give; the shards' own index makes it a matter of arithmetic.)
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.training.gpu_decode import decode_on, moved
 from pipelines.training.order import balanced_stream, training_stream, uniforms
 from pipelines.training.split_reader import Fields, Ints
 from pipelines.training.split_reader import SplitReader as SplitReader
@@ -62,16 +63,21 @@ def training_batches(
     threads: int,
     block_shards: int,
     targets: Collate,
+    deal: Literal["samples", "shards"] = "samples",
     images_per_identity: int | None = None,
     teaching: Teaching | None = None,
     digest: str | None = None,
+    device: torch.device | None = None,
+    decode: Literal["cpu", "gpu"] = "cpu",
 ) -> Iterator[Batch]:
     """The batches of one rank, from positions [start_sample, start_sample + num_samples) of the training stream.
 
     Step s is the next world * batch_size positions, of which rank r has those with position % world == r; None makes
     the stream endless. Its last step may be short: ranks then differ by at most one sample, which may be all that a
     rank has. With `images_per_identity` the batches have so many images of each person in them, and batch_size is a
-    multiple of it. Images are (N, size, size, 3). `teaching` says what the batches bring for or from a teacher.
+    multiple of it. With `deal` "shards" a rank reads shards of its own, others in each epoch (see `training_stream`).
+    Images are (N, size, size, 3), on `device` where one is given; with `decode` "gpu" they are decoded there too (see
+    `gpu_decode`). `teaching` says what the batches bring for or from a teacher.
     `threads` build batches ahead of the consumer (0: it builds them itself); close the iterator to end them early.
     `digest` is that of the index of the shards that are meant, for a machine that streams them (see `shard_cache`).
     Raises ValueError for shards that are absent or not what their index says, and for a bad sample.
@@ -79,9 +85,10 @@ def training_batches(
     assert 0 <= rank < world and batch_size > 0 and start_sample >= 0
     reader = SplitReader(folder, split, digest)
     reader.require_room(IN_USE * block_shards if images_per_identity is None else len(reader.shard_sizes))
-    block = block_shards * max(reader.shard_sizes)
+    parts = world if deal == "shards" else 1
+    block = parts * block_shards * max(reader.shard_sizes)  # in positions
     if images_per_identity is None:
-        stream = training_stream(reader.shard_sizes, seed, block_shards)
+        stream = training_stream(reader.shard_sizes, seed, block_shards, parts)
     else:
         stream = balanced_stream(np.array(reader.column("identity")), seed, world, images_per_identity)
     crop_uniforms = CROP_UNIFORMS if bounds.min_object_shares is None else OBJECT_CROP_UNIFORMS
@@ -94,7 +101,11 @@ def training_batches(
         numbers = uniforms(seed, places, crop_uniforms + DISTORTION_UNIFORMS)
         crops = _crops(reader, samples, numbers[:, :crop_uniforms], bounds)
         reader.fetch_ahead(lambda: stream(places[places < positions.stop - block] + block))
-        images, fields = reader.decode(samples, crops, size, antialias)
+        if device is not None and decode == "gpu":
+            images, fields = decode_on(device, reader, samples, crops, size, antialias)
+        else:
+            images, fields = reader.decode(samples, crops, size, antialias)
+            images = images if device is None else moved(images, device)
         distortions = draw_distortions(numbers[:, crop_uniforms:], bounds)
         found = targets(_with_views(fields, crops, distortions[:, FLIP] > 0))
         if teaching is not None:
@@ -178,7 +189,11 @@ class Teaching:
 
 @lru_cache(maxsize=1)
 def _rows(path: Path) -> npt.NDArray[np.float32]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:  # as of a pickle
+        raise ValueError(f"{path} holds no predictions: {error}") from None
+    return rows
 
 
 def _closing(reader: SplitReader, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -120,6 +120,10 @@ class Servers(Section):
     max_staleness: Positive  # read by "drop" and "wait"
     snapshot_steps: Positive
     cpus: Annotated[float, Field(ge=0)]  # that Ray sets aside for each
+    wire: Literal["float32", "bfloat16"] = "float32"  # of gradients and weights that travel between machines
+    # A step's exchange runs beside the next one's computation, whose gradient is one update of its own older for it.
+    overlap: bool = False
+    shared_memory: bool = True  # with servers of a worker's own machine, instead of sending
 
 
 # How a run is executed, watched and evaluated.
@@ -129,10 +133,12 @@ _WATCHING = (
 )
 MAX_NOT_FINITE = 10
 _PARTS: Any = {
-    "servers": {"cpus", "snapshot_steps"},
+    "servers": {"cpus", "snapshot_steps", "shared_memory"},
     "augment": {"central_fraction"},
     "detection": {"score_threshold", "nms_iou", "max_detections"},
 }
+_LATER = {"deal": "samples", "decode": "cpu"}
+_LATER_OF_SERVERS = {"wire": "float32", "overlap": False}
 EXECUTION: Any = {**dict.fromkeys(_WATCHING, True), **_PARTS}
 
 
@@ -167,7 +173,12 @@ class Run(Section):
     seed: Seed
     precision: Literal["32-true", "bf16-mixed"]
     decode_threads: Annotated[int, Field(ge=0)]  # 0: images are decoded where they are used
+    # Where training images are decoded; a GPU's pixels differ a little. Evaluation's, and a teacher's, are the CPU's.
+    decode: Literal["cpu", "gpu"] = "cpu"
     block_shards: Positive  # shards whose samples are shuffled together
+    # What workers are dealt, each epoch anew: samples of all shards, in an order that is the same for any number of
+    # workers, or shards, so that a machine that streams them fetches its own part alone (`order.training_stream`).
+    deal: Literal["samples", "shards"] = "samples"
     log_steps: Positive
     checkpoint_steps: Positive
     optimizer: Optimizer
@@ -185,6 +196,10 @@ class Run(Section):
             raise ValueError(f"kind local has 1 worker, not num_workers {self.num_workers}; use ddp or async")
         if self.kind != "async" and self.extra_workers:
             raise ValueError(f"extra_workers is {self.extra_workers}; kind {self.kind} has none, use async or 0")
+        if self.deal == "shards" and self.images_per_identity is not None:
+            raise ValueError("deal is shards; with images_per_identity people are dealt, use samples")
+        if self.decode == "gpu" and not self.worker_gpus:
+            raise ValueError("decode is gpu, but worker_gpus is 0: use cpu, or give workers a GPU")
         each = self.images_per_identity
         if each is not None and (self.batch_size % each or not 2 <= each < self.batch_size):  # else no pairs to compare
             raise ValueError(
@@ -197,6 +212,11 @@ class Run(Section):
         values = {**self.model_dump(exclude=EXECUTION), "input_size": self.input_size}
         if self.kind != "async":
             del values["servers"]
+        # As if there were no other: rows that were trained before there was are the same.
+        for block, defaults in ((values, _LATER), (values.get("servers", {}), _LATER_OF_SERVERS)):
+            for key, value in defaults.items():
+                if block.get(key) == value:
+                    del block[key]
         return values
 
     @property

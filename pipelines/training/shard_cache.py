@@ -11,8 +11,10 @@ A shard is fetched whole, once for all processes of a machine, and has its name 
 of the index. No file stays open: a sample is read by opening its shard, so the least recently used ones may go at any
 time, and a process that is reading one still reads it to its end. What a killed process was fetching is fetched anew.
 
-Requests for the ranges of single samples would spare a machine what only others' ranks read, but no checksum covers a
-range, each sample would cost a request, and every epoch all of them again.
+A machine fetches what its ranks read: all shards, or with a run's `deal: shards` its own part of them, another in each
+epoch; the cache then has to hold what is in use of each of the machine's ranks. Requests for the ranges of single
+samples would spare as much, but no checksum covers a range, each sample would cost a request, and every epoch all of
+them again.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -23,6 +24,7 @@ from tasks.augment import central_crops
 
 Ints = npt.NDArray[np.int64]
 Fields = dict[str, Any]
+State = tuple[int, int, int]  # a file's inode, bytes, and time of its last change in ns
 
 OPEN_SHARDS = 256  # each holds a file descriptor, of which a process usually has 1024
 
@@ -30,8 +32,11 @@ OPEN_SHARDS = 256  # each holds a file descriptor, of which a process usually ha
 class SplitReader:
     """Random access to the samples of one split, by their place in it. Threads may share a reader.
 
-    A shard's size and sha256 are compared with the index when a reader first touches it, before any byte is used.
-    Where shards are streamed, what is touched is fetched; `digest` is as in `open_cache`.
+    A shard's size and sha256 are compared with the index when a reader first touches it, before any byte is used, and
+    again where the file has become another: that is looked at before and after each block of samples, so that what is
+    written over in place is not taken for data. (One that is cut short while bytes of it are being read kills the
+    process, by SIGBUS: it is mapped into memory.) Where shards are streamed, what is touched is fetched, and a cache's
+    files are never written over; `digest` is as in `open_cache`.
     """
 
     def __init__(self, folder: Path, split: str, digest: str | None = None) -> None:
@@ -41,6 +46,8 @@ class SplitReader:
         self.shard_sizes = tuple(shard.samples for shard in self._shards)
         self._starts = np.cumsum([0, *self.shard_sizes])
         self._offsets: list[Ints | None] = [None] * len(self._shards)
+        self._paths = [str(self._folder / shard.name) for shard in self._shards]
+        self._states: list[State | None] = [None] * len(self._shards)
         self._opening = [Lock() for _ in self._shards]
         self._tar = lru_cache(OPEN_SHARDS)(_mapped)
 
@@ -65,7 +72,10 @@ class SplitReader:
         return rows[:, OFFSETS.index("height")], rows[:, OFFSETS.index("width")]
 
     def read(self, samples: Ints) -> Iterator[tuple[memoryview, Fields]]:
-        """Each sample's JPEG, not copied where its shard lies here, and its JSON fields. ValueError for others."""
+        """Each sample's JPEG, not copied where its shard lies here, and its JSON fields. ValueError for others.
+
+        All that came is right once the end is reached without an error.
+        """
         shards, rows = self._locate(samples)
         for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
             image, image_bytes, fields, fields_bytes, *_ = row
@@ -73,9 +83,10 @@ class SplitReader:
             try:
                 found = json.loads(str(text, "utf-8"))
             except ValueError as error:
-                path = self._folder / self._shards[shard].name
-                raise ValueError(f"{path}, byte {fields}: the fields are not JSON: {error}") from None
+                raise ValueError(f"{self._paths[shard]}, byte {fields}: the fields are not JSON: {error}") from None
             yield self._part(shard, image, image_bytes), found
+        for shard in set(shards.tolist()):
+            self._checked_offsets(shard)
 
     def decode(self, samples: Ints, crops: Ints, size: int, antialias: bool) -> tuple[Tensor, list[Fields]]:
         """Crops (N, size, size, 3) uint8 RGB, and fields. Raises ValueError with shard and key for a bad image."""
@@ -86,10 +97,13 @@ class SplitReader:
             try:
                 decode_crop(jpeg, crop, antialias, out)
             except ValueError as error:
-                path = self._folder / self._shards[int(self._numbers(sample))].name
-                raise ValueError(f"{path}, sample {sample:08d}: {error}") from error
+                raise ValueError(f"{self.place(sample)}: {error}") from error
             fields.append(sample_fields)
         return images, fields
+
+    def place(self, sample: int) -> str:
+        """Where a sample is found, in words: the path of its shard, and its key."""
+        return f"{self._paths[int(self._numbers(sample))]}, sample {sample:08d}"
 
     def decode_central(self, samples: Ints, size: int, fraction: float, antialias: bool) -> tuple[Tensor, list[Fields]]:
         """As `decode`, of the central `fraction` of each side: what a net sees in evaluation."""
@@ -119,12 +133,17 @@ class SplitReader:
         return shards, rows
 
     def _checked_offsets(self, number: int) -> Ints:
+        """A shard's offsets, once its bytes are known to be right, or if its file is the one of which they were."""
+        shard = self._shards[number]
         with self._opening[number]:
             offsets = self._offsets[number]
-            if offsets is None:
-                shard = self._shards[number]
+            # Looked at before the bytes, so that a change while these are verified is seen the next time.
+            state = None if self._cache is not None else _state(self._paths[number])
+            if offsets is None or state != self._states[number]:
                 offsets = read_offsets(self._folder, shard) if self._cache is None else self._cache.offsets(shard)
-                self._offsets[number] = offsets
+                if self._states[number] is not None:
+                    self._tar.cache_clear()  # the name may be another file's now
+                self._offsets[number], self._states[number] = offsets, state
             return offsets
 
     def _numbers(self, samples: Any) -> Any:
@@ -132,12 +151,19 @@ class SplitReader:
         return np.searchsorted(self._starts, samples, side="right") - 1
 
     def _part(self, number: int, start: int, size: int) -> memoryview:
-        shard = self._shards[number]
         if self._cache is not None:
-            return self._cache.read(shard, start, size)
-        return self._tar(self._folder / shard.name)[start : start + size]
+            return self._cache.read(self._shards[number], start, size)
+        return self._tar(self._paths[number])[start : start + size]
 
 
-def _mapped(path: Path) -> memoryview:
-    with path.open("rb") as file:
+def _state(path: str) -> State | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - Path's takes twice as long
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _mapped(path: str) -> memoryview:
+    with Path(path).open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

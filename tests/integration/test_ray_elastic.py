@@ -56,4 +56,5 @@ def test_one_worker_becomes_three_and_then_two_without_a_restart(make_job, clust
     rows = read_curve(job.folder / CURVE)
     assert [row["step"] for row in rows] == list(range(1, job.total_steps + 1))
     longest = max(later["time"] - earlier["time"] for earlier, later in pairwise(rows))
+    assert "extra_worker_failures" not in done
     print(f"\n1 worker, 3 at step {grown}, 2 from step {step}; pushes {done['pushes']}, longest pause {longest:.1f} s")

@@ -7,6 +7,7 @@
 | the disk is full while a server saves | nothing that was saved | one line; when there is room, as after any end |
 | and the newest snapshot is damaged | updates since the one before, fewer than 2 `snapshot_steps` | said in a line |
 | gradients that are not finite | none of the weights | one line, of run, step and count, and no new attempts |
+| an extra worker fails by an error of its own | its gradient | it begins anew, and the summary says how often |
 | a shard was changed | no sample of it is used | one line that names it |
 
 (A killed worker, server or data-parallel worker: test_ray_training.py; hanging and slow ones: test_ray_stragglers.py.)
@@ -27,10 +28,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.training import launch
 from pipelines.training.curve import read_curve
 from pipelines.training.loop import CURVE, WEIGHTS
 from pipelines.training.snapshots import load_snapshot
-from tests.ray_runs import is_alive, last_step, launched, made_again, pause, processes, summary, wait_for, wait_for_step
+from tests.ray_runs import (
+    is_alive,
+    last_step,
+    launched,
+    made_again,
+    pause,
+    processes,
+    pushes,
+    summary,
+    wait_for,
+    wait_for_step,
+)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixtures("four_cpus")]
 ROOT = Path(__file__).parents[2]
@@ -135,6 +148,38 @@ def test_weights_that_run_away_end_the_run_in_one_line(make_job, kind):
     assert " gradients in a row were not finite, at step " in str(error)
     assert "\n" not in str(error)
     assert not (job.folder / WEIGHTS).exists()
+
+
+def test_an_extra_worker_that_fails_by_an_error_of_its_own_begins_anew_and_the_run_says_so(
+    make_job, monkeypatch, caplog
+):
+    def failing_twice(job, rank):
+        from pipelines.training import extra_workers, loop
+
+        extra_workers.PAUSE_SECONDS = 0.1
+        left, train = [2, 1], loop.train_with_servers
+
+        def fails(*arguments):
+            if left:
+                raise RuntimeError(f"planted error {left.pop()}")
+            return train(*arguments)
+
+        loop.train_with_servers = fails
+        loop.train_extra(job, rank)
+
+    monkeypatch.setattr(launch, "train_extra", failing_twice)
+    servers = {"num_servers": 1, "cpus": 0, "snapshot_steps": 20}
+    job = make_job(kind="async", extra_workers=1, batch_size=32, epochs=300, servers=servers, max_failures=2)
+    thread, errors = launched(job)
+    wait_for_step(job, 20)
+    wait_for(lambda: set(pushes(job)) == {0, 1}, "the extra worker pushes, after two errors")
+    assert thread.is_alive()
+    thread.join()
+    assert not errors
+    done = summary(job)
+    assert done["extra_worker_failures"] == {"1": 2}
+    assert done["steps"] == job.total_steps == sum(done["pushes"].values())
+    assert "extra worker 1 failed 2 times, at last by RuntimeError: planted error 2" in caplog.text
 
 
 def test_a_changed_shard_ends_the_run_in_one_line(make_job, tiny_shards, tmp_path):

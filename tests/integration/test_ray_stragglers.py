@@ -12,38 +12,26 @@ healthy one can even gain by it: what is shown is that it does not wait.
 import os
 import signal
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Event, Thread
 
 import numpy as np
 import pytest
 
-from tests.ray_runs import is_alive, last_step, launched, processes, pushes, summary, wait_for, wait_for_step
+from tests.ray_runs import (
+    is_alive,
+    last_step,
+    launched,
+    processes,
+    pushes,
+    quarter_speed,
+    summary,
+    wait_for,
+    wait_for_step,
+)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixtures("four_cpus")]
 TIMEOUT = 8  # seconds without an answer
-
-
-@contextmanager
-def quarter_speed(pid, period=0.4):
-    """Stop a process for three quarters of the time."""
-    over = Event()
-
-    def stop_and_go():
-        while not over.is_set():
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.75 * period)
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.25 * period)
-
-    thread = Thread(target=stop_and_go)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def kept_waiting(pid):

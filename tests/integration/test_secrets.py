@@ -1,4 +1,4 @@
-"""Secrets planted in the environment and in params.yaml: they come out in no file, nowhere in MLflow, in no line."""
+"""Secrets planted in the environment and in params.yaml: they come out in no file, log of Ray's, MLflow run or line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,35 @@ def test_what_the_environment_holds_reaches_no_file_and_no_line(project):
     assert list((project / "mlruns").rglob("weights.pt"))
     assert list((project / "results").rglob("mlflow-*.json"))
     assert [*leaks(project)] == []
+    assert not any(form in said for form in FORMS)
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps all that is of a session; the path is a short one, as sockets in it must have."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", ["ddp", "async"])
+def test_what_the_environment_holds_reaches_no_log_of_ray(project, ray_folder, kind):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["scales"]["sample"]["recipes"]["imagenet"]["defaults"].update(kind=kind, num_workers=2)
+    write(project, params)
+    said = b""
+    for arguments in (
+        ("-m", "pipelines.fetch", "imagenet"),
+        ("-m", "pipelines.shard", "imagenet"),
+        ("-m", "pipelines.train", "imagenet"),
+    ):
+        done = run(project, *arguments, RAY_TMPDIR=str(ray_folder))
+        said += done.stdout + done.stderr
+        assert done.returncode == 0, said.decode()
+    logs = b"".join(path.read_bytes() for path in ray_folder.glob("ray/session_2*/logs/**/*") if path.is_file())
+    assert b"RayTrainWorker" in logs
+    assert (b"ParameterShard" in logs) == (kind == "async")
+    assert [*leaks(ray_folder)] == []
     assert not any(form in said for form in FORMS)
 
 

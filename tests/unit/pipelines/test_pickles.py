@@ -93,7 +93,10 @@ def test_in_a_shards_offsets(intruder, tmp_path):
 def test_in_a_teachers_predictions(intruder, tmp_path):
     path = tmp_path / "predictions.npy"
     np.save(path, np.array([intruder], dtype=object), allow_pickle=True)
-    refused(Teaching(path, 8, 1.0, False).targets, None, FIRST)
+    line = refused(Teaching(path, 8, 1.0, False).targets, None, FIRST)
+    assert line.startswith(f"{path} holds no predictions: ")
+    path.write_bytes(pickle.dumps(intruder))
+    assert refused(Teaching(path, 8, 1.0, False).targets, None, FIRST).startswith(f"{path} holds no predictions: ")
 
 
 def saved(intruder: Intruder, path: Path, **content: object) -> Path:

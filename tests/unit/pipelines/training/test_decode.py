@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.training.decode import decode_crop
+from pipelines.training.decode import crop_resized, decode_crop
 
 
 def photo(height, width, seed=0):
@@ -122,6 +123,55 @@ def test_a_grey_jpeg_gives_three_equal_channels():
     result = crop_of(jpeg, (0, 0, 30, 40), 20)
     assert result.std() > 0
     assert (result == result[..., :1]).all()
+
+
+TALL = photo(200, 90, seed=1)
+KINDS = {
+    **{name: simplejpeg.encode_jpeg(TALL, 92, colorsubsampling=name) for name in ("444", "422", "420", "440", "411")},
+    "grey": simplejpeg.encode_jpeg(np.ascontiguousarray(TALL[..., :1]), 92, colorspace="GRAY", colorsubsampling="Gray"),
+    "progressive": encoded(TALL, progressive=True),
+    "restarts": encoded(TALL, restart_marker_rows=1),
+}
+tall_boxes = st.tuples(st.integers(1, 200), st.integers(1, 90)).flatmap(
+    lambda sides: st.tuples(
+        st.integers(0, 200 - sides[0]), st.integers(0, 90 - sides[1]), st.just(sides[0]), st.just(sides[1])
+    )
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(box=tall_boxes, size=st.integers(1, 48), antialias=st.booleans())
+def test_crops_are_those_of_the_whole_picture_however_it_is_coded(kind, box, size, antialias):
+    wanted = np.empty((size, size, 3), dtype=np.uint8)
+    crop_resized(simplejpeg.decode_jpeg(KINDS[kind], "RGB"), box, antialias, wanted)
+    np.testing.assert_array_equal(crop_of(KINDS[kind], box, size, antialias), wanted)
+
+
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "grey"])
+def test_what_is_below_the_crop_is_not_decoded(kind, monkeypatch):
+    rows = []
+    decode = simplejpeg.decode_jpeg
+
+    def counting(jpeg, *arguments, **options):
+        rows.append(simplejpeg.decode_jpeg_header(jpeg)[0])
+        return decode(jpeg, *arguments, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counting)
+    for bottom in (40, 62, 63, 182, 183, 200):
+        crop_of(KINDS[kind], (10, 0, bottom - 10, 90), 32)
+    assert rows == [48, 64, 80, 200, 200, 200]
+
+
+def test_damage_is_met_down_to_the_crops_lower_edge():
+    jpeg = KINDS["420"]
+    start = jpeg.index(b"\xff\xda") + 14
+    wrong = jpeg[: start + 30] + b"\xff\xd9" + jpeg[start + 32 :]  # the picture ends in its first rows
+    with pytest.raises(ValueError):
+        crop_of(wrong, (0, 0, 40, 40), 8)
+    for share in (0.2, 0.6, 0.99):  # and where the file does not end it is refused whatever is asked for
+        with pytest.raises(ValueError):
+            crop_of(jpeg[: int(share * len(jpeg))], (0, 0, 8, 8), 8)
 
 
 def flipped(data, place, mask=0xFF):

@@ -98,6 +98,24 @@ def test_workers_that_may_join_have_their_places_in_the_data_and_claim_nothing_o
         make_job(kind="ddp", num_workers=2, extra_workers=1)
 
 
+def test_what_is_dealt_makes_another_run_where_it_is_said_and_none_where_it_is_not(make_job):
+    run = make_job().run
+    assert "deal" not in run.identity()
+    assert Run.model_validate(run.model_dump(exclude={"deal"})).identity() == run.identity()
+    assert make_job(deal="shards").run.identity() == {**run.identity(), "deal": "shards"}
+    with pytest.raises(ValueError, match="deal is shards; with images_per_identity people are dealt, use samples"):
+        make_job(deal="shards", images_per_identity=2)
+
+
+def test_where_images_are_decoded_makes_another_run_and_a_gpu_needs_one(make_job):
+    run = make_job().run
+    assert "decode" not in run.identity()
+    assert Run.model_validate(run.model_dump(exclude={"decode"})).identity() == run.identity()
+    assert make_job(decode="gpu", worker_gpus=1).run.identity() == {**run.identity(), "decode": "gpu"}
+    with pytest.raises(ValueError, match="decode is gpu, but worker_gpus is 0: use cpu, or give workers a GPU"):
+        make_job(decode="gpu", worker_gpus=0)
+
+
 def test_how_many_gradients_that_are_not_finite_are_borne_is_told_to_the_servers_and_makes_no_other_run(make_job):
     one, other = make_job(max_not_finite=3), make_job()
     assert (one.servers.max_not_finite, other.servers.max_not_finite) == (3, 10)

@@ -30,6 +30,7 @@ def dealt(world, rank, count, images, seed=1, people=PEOPLE):
     return balanced_stream(people, seed, world, images)(rank + world * np.arange(count))
 
 
+@settings(deadline=None)
 @given(crowds, worlds, images, st.integers(0, 2**31), st.data())
 def test_each_run_of_a_rank_shows_one_person_and_as_many_images_as_there_are(crowd, world, images, seed, data):
     people, counts = np.array([f"p{number}" for number in crowd]), Counter(f"p{number}" for number in crowd)
@@ -40,6 +41,7 @@ def test_each_run_of_a_rank_shows_one_person_and_as_many_images_as_there_are(cro
         assert len(set(run.tolist())) == min(images, counts[person])
 
 
+@settings(deadline=None)
 @given(crowds, worlds, images)
 def test_everybody_comes_once_a_round_over_all_ranks(crowd, world, images):
     """A round of people is dealt to the ranks in turn, and the next one goes on where it ended."""
@@ -53,6 +55,7 @@ def test_everybody_comes_once_a_round_over_all_ranks(crowd, world, images):
         assert sorted(visits[start : start + len(everybody)].tolist()) == everybody
 
 
+@settings(deadline=None)
 @given(worlds, images, st.integers(0, 200), st.integers(1, 40))
 def test_any_stretch_of_the_stream_is_the_same_wherever_one_begins(world, images, start, count):
     stream = balanced_stream(PEOPLE, 7, world, images)

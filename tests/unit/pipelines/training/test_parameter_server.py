@@ -146,9 +146,9 @@ def test_a_waiting_worker_goes_on_when_the_slow_one_has_caught_up(make_job):
         def __init__(self):
             self.shards, self.lock = servers.shards, servers.lock
 
-        def push(self, pushes):
-            replies = super().push(pushes)
-            leads[max(reply.lead for reply in replies)] += 1
+        def push(self, pushes, windows):
+            replies = super().push(pushes, windows)
+            leads[max(reply.lead for reply in replies())] += 1
             return replies
 
     threads = [Thread(target=train_with_servers, args=(job, Watching(), rank)) for rank in range(2)]

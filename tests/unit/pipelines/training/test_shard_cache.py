@@ -85,7 +85,7 @@ def test_the_next_block_is_fetched_before_it_is_wanted_and_not_waited_for(stream
 
 @pytest.mark.parametrize("machines", [["one", "one"], ["one", "two"]], ids=["of one machine", "of two machines"])
 def test_ranks_share_what_their_machine_fetches(streamed, server, index, tmp_path, monkeypatch, machines):
-    """Every rank reads of every shard: a machine fetches each shard once, however many ranks it has."""
+    """Where samples are dealt, ranks read of every shard: a machine fetches each once, however many ranks it has."""
     ranks = []
     for rank, machine in enumerate(machines):
         monkeypatch.setenv("SHARD_CACHE", str(tmp_path / machine))
