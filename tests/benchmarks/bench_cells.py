@@ -11,7 +11,6 @@ all photos, and the peak of resident memory taken for them and for ten times as 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -25,12 +24,18 @@ import numpy as np
 from s2geometry import S2CellId, S2LatLng
 
 from tasks import geocells, s2
+from tests.benchmarks.record import Figure, ratios, said, write
 from tests.memory import peak_kib
 
 TOWNS = 2000
 BLOCK = 100_000  # photos that are made at a time
 SHARE = 10_000 / 91_000_000  # of all photos, above which a cell is split: PlaNet's
 PEER = "s2geometry"
+TITLES = {
+    "leaves": "S2 cells of photos",
+    "partition": "PlaNet's partition of photos",
+    "assign": "The cell of each photo",
+}
 
 
 class Work(NamedTuple):
@@ -105,8 +110,8 @@ def seconds(method: Callable[[Work], Any], work: Work) -> float:
     return time.process_time() - began
 
 
-def compared(few: Work, many: Work, rounds: int) -> dict[str, dict[str, Any]]:
-    """The ratio of each of ours to the peer's, and its seconds for all photos."""
+def compared(few: Work, many: Work, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Of each of ours, round by round: the peer's time over it, and its seconds for all photos."""
     results = {}
     for name, methods in METHODS.items():
         theirs, ours = (method(few) for method in methods)
@@ -115,14 +120,17 @@ def compared(few: Work, many: Work, rounds: int) -> dict[str, dict[str, Any]]:
         for _ in range(rounds):
             for which in random.sample((0, 1), 2):
                 times[which].append(seconds(methods[which], few))
-        ratios = np.array(times[0]) / np.array(times[1])
-        results[name] = {
-            "seconds": round(float(np.median([seconds(methods[1], many) for _ in range(rounds)])), 4),
-            "ratio": round(float(np.median(ratios)), 2),
-            "spread": [round(float(value), 2) for value in np.percentile(ratios, [10, 90])],
-            "peer": PEER,
-        }
+        results[name] = {"ratios": ratios(*times), "seconds": [seconds(methods[1], many) for _ in range(rounds)]}
     return results
+
+
+def figures(methods: dict[str, dict[str, list[float]]], kib: int) -> dict[str, Figure]:
+    """What of it is compared from run to run. kib: the peak of memory of most photos."""
+    found = {"Photos' cells, memory": Figure([kib / 1024], "MiB", "lower")}
+    for name, result in methods.items():
+        found[TITLES[name]] = Figure(result["ratios"], "ratio", "higher", f"{PEER}, photo by photo")
+        found[f"{TITLES[name]}, time"] = Figure(result["seconds"], "s", "lower")
+    return found
 
 
 def run(count: int) -> None:
@@ -158,10 +166,9 @@ def main() -> None:
     many = prepare(arguments.photos)
     methods = compared(prepare(arguments.compared), many, arguments.rounds)
     for name, result in methods.items():
-        low, high = result["spread"]
         print(
-            f"{name:10} {result['seconds']:.4f} s for {arguments.photos:,} photos, {len(many.cells):,} cells   "
-            f"{result['ratio']:.1f} x {PEER} ({low:.1f}-{high:.1f}) at {arguments.compared:,}"
+            f"{name:10} {said(result['seconds'], 4)} s for {arguments.photos:,} photos, {len(many.cells):,} cells   "
+            f"{said(result['ratios'], 1)} x {PEER} at {arguments.compared:,}"
         )
     memory = {count: memory_of(count) for count in (arguments.photos, 10 * arguments.photos)}
     for count, kib in memory.items():
@@ -170,8 +177,8 @@ def main() -> None:
     growth = (most - least) * 1024 / (more - few)
     print(f"each further photo: {growth:.1f} bytes")
     if arguments.json:
-        found = {"methods": methods, "memory_kib": memory, "bytes_per_photo": round(growth, 2)}
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        details = {"memory_kib": memory, "bytes_per_photo": round(growth, 2)}
+        write(arguments.json, "bench_cells", figures(methods, most), details)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """COCO's twelve figures against pycocotools, COCO's own code, and faster-coco-eval: 5,000 images of 100 detections.
 
-    python -m tests.benchmarks.bench_coco_ap [--images 5000] [--detections 100] [--rounds 3] [--json PATH]
+    python -m tests.benchmarks.bench_coco_ap [--images 5000] [--detections 100] [--rounds 5] [--json PATH]
 
 Objects and detections are made here: 80 categories and about seven objects an image, as in COCO, most of them found
 about where they are, and false detections besides. Ours is timed from the tensors of batches of 64 images to the
 figures; the peers from annotations and an array of detections that were made before. In every round all must agree to
 1e-9. What our interval of AP takes, which the peers do not have, is told apart.
 Times are process CPU time, all threads together. The methods take turns in random order within each round; a ratio is
-the median over rounds of peer time / own time, its spread the lowest and the highest. Memory is by how much a method
-raises the peak of a process of its own. At full size a round takes two minutes.
+the median over rounds of peer time / own time, its spread their 10th and 90th percentiles. Memory is by how much a
+method raises the peak of a process of its own. At full size a round takes two minutes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -35,6 +33,7 @@ import torch
 
 from tasks import coco_ap
 from tasks.coco_ap import CocoAP
+from tests.benchmarks.record import Figure, faster, ratios, said, write
 from tests.memory import peak_kib
 
 CATEGORIES = 80
@@ -152,6 +151,17 @@ def measure(scenes: Scenes, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def figures(seconds: dict[str, list[float]], mib: int) -> dict[str, Figure]:
+    """What of it is compared from run to run. mib: memory of ours."""
+    title = "COCO's twelve figures"
+    return {
+        **faster(title, seconds[OURS], seconds[PEER], PEER, "s"),
+        f"{title} beside the faster peer": Figure(ratios(seconds[FASTER], seconds[OURS]), "ratio", "higher", FASTER),
+        **faster(f"{title} with AP's interval", seconds[INTERVAL], seconds[PEER], f"{PEER}, without one", "s"),
+        f"{title}, memory": Figure([mib], "MiB", "lower"),
+    }
+
+
 def memory(name: str, images: int, per_image: int) -> int:
     """MiB that a method adds to the peak of a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_coco_ap", "--memory", name]
@@ -163,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100, help="of each image")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parser.add_argument("--memory", choices=METHODS, help=argparse.SUPPRESS)  # one method, in a process of its own
     arguments = parser.parse_args()
@@ -179,18 +189,12 @@ def main() -> None:
     seconds = measure(scenes, arguments.rounds)
     results = {}
     for name, taken in seconds.items():
-        ratios = [peer / own for peer, own in zip(seconds[PEER], taken, strict=True)]
         mib = memory(name, arguments.images, arguments.detections)
-        results[name] = {"seconds": taken, "ratios": ratios, "memory_mib": mib}
-        print(f"{name:24} {spread(taken, 2)} s   {spread(ratios, 1)} x {PEER}   {mib:,} MiB", flush=True)
+        results[name] = {"seconds": taken, "memory_mib": mib}
+        times = said(ratios(seconds[PEER], taken), 1)
+        print(f"{name:24} {said(taken, 2)} s   {times} x {PEER}   {mib:,} MiB", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The median, the lowest and the highest."""
-    middle, low, high = (f"{each(values):.{digits}f}" for each in (statistics.median, min, max))
-    return f"{middle} ({low} to {high})"
+        write(arguments.json, "bench_coco_ap", figures(seconds, results[OURS]["memory_mib"]), results)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,43 @@
-"""One push and pull of MobileNet's 4.2 M parameters through one parameter server, against its peers.
+"""One push and pull of MobileNet's 4.2 M parameters through one parameter server, and its update, against their peers.
 
-    python -m tests.benchmarks.bench_exchange [--json FILE]
+    python -m tests.benchmarks.bench_exchange [--rounds 12] [--json FILE]
 
-Peers, on the same machine in the same run and interleaved: a flat all-reduce of the same bytes between two processes by
-torch's gloo, and a server that is sent and answers with a state dict of tensors (Ray's parameter-server example).
-Needs no GPU. Wall times; each figure is the median over rounds, with the lowest and the highest.
+An exchange is `RemoteOptimizer.step` without its closure, in three ways: through Ray, through Ray in bfloat16, and
+through memory that both processes see. Peers, on the same machine in the same run and interleaved: a flat all-reduce of
+the same bytes between two processes by torch's gloo, and a server that is sent and answers with a state dict of tensors
+(Ray's parameter-server example). The update is `FlatState.apply` beside `torch.optim.RMSprop`, on one flat vector, in
+CPU time. Needs no GPU. Each figure is the median over rounds, with the 10th and 90th percentile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
+import random
 import socket
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import ray
 import torch
 
 from pipelines.training.async_backend import RayServers
-from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, as_tensor
+from pipelines.training.messages import ServerPlan
+from pipelines.training.parameter_server import ParameterShard
+from pipelines.training.remote_optimizer import Line, RemoteOptimizer
 from tasks.nets import NetSpec, build
+from tasks.optim import FlatState
 from tasks.rules import RMSprop, Staircase
+from tests.benchmarks.record import Figure, faster, ratios, said, write
 
-ROUNDS, CALLS = 12, 8
 SPEC = NetSpec("mobilenet", 1.0, 1000, "same", "relu6", 0.9997, 0.001, 0.001, 8)
+RULE, RATE = RMSprop(0.9, 0.9, 1.0), Staircase(0.045, 0.94, 1000, 0)
+LINES = {"ray": Line(1), "bfloat16": Line(1, wire="bfloat16"), "shared": Line(1, shared_memory=True)}
+CALLS = {"ray": 8, "bfloat16": 8, "shared": 8, "gloo": 8, "state_dict": 2, "update": 4, "torch_update": 4}
 
 
 @ray.remote
@@ -40,7 +48,7 @@ class AllReduce:
         torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         self.vector = torch.ones(length)
 
-    def seconds(self, calls: int) -> float:
+    def reduce(self, calls: int) -> float:
         """The mean time of an all-reduce."""
         torch.distributed.barrier()
         begin = time.perf_counter()
@@ -63,66 +71,62 @@ class StateDictServer:
         return self.weights
 
 
-def exchange(servers: RayServers, gradient: np.ndarray, replies: list, sequence: int) -> list:
-    """A push and a pull, as `RemoteOptimizer.step` makes them, the copy into the worker's weights included."""
-    reply = replies[0]
-    push = Push(
-        0, sequence, reply.incarnation, reply.version, gradient, reply.statistics, reply.statistics, 32, {"loss": 1.0}
-    )
-    return servers.push([push])
+def make_worker(name: str) -> RemoteOptimizer:
+    """A worker of a server of its own, with a gradient that every step pushes again."""
+    line, never = LINES[name], 10**9
+    folder = Path(tempfile.mkdtemp())
+    plan = ServerPlan(name, 1, 1, folder, RULE, RATE, None, never, "none", 1, never, 100, wire=line.wire)
+    server = ray.remote(ParameterShard).options(num_cpus=0).remote(plan, 0)
+    worker = RemoteOptimizer(build(SPEC), lambda _: None, RayServers([server]), line, 0, 32, dict, None)
+    worker.flat.gradient.fill_(1e-4)
+    return worker
 
 
-def measure() -> dict[str, list[float]]:
-    """Seconds of one exchange, round by round, for each way."""
-    net = build(SPEC)
-    named = {name: value.detach() for name, value in net.named_parameters()}
-    length = sum(value.numel() for value in named.values())
-    statistics_length = sum(b.numel() for b in net.buffers() if b.is_floating_point())
+def repeated(call: Callable[[], Any], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Mean seconds of a call."""
+    began = clock()
+    for _ in range(calls):
+        call()
+    return (clock() - began) / calls
+
+
+def ways(length: int) -> dict[str, Callable[[int], float]]:
+    """Mean seconds of so many calls, by the name of what is called."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    plan = ServerPlan(
-        name="bench",
-        num_servers=1,
-        num_workers=1,
-        folder=Path(tempfile.mkdtemp()),
-        rule=RMSprop(0.9, 0.9, 1.0),
-        learning_rate=Staircase(0.045, 0.94, 1000, 0),
-        average_decay=None,
-        total_steps=10**9,
-        policy="none",
-        max_staleness=1,
-        snapshot_steps=10**9,
-        log_steps=100,
-    )
-    server = ray.remote(ParameterShard).options(num_cpus=0).remote(plan, 0)
     peers = [AllReduce.options(num_cpus=0).remote(rank, port, length) for rank in range(2)]
+    named = {name: value.detach() for name, value in build(SPEC).named_parameters()}
     dicts = StateDictServer.options(num_cpus=0).remote(named)
-    servers = RayServers([server])
-    gradient = np.full(length, 1e-4, np.float32)
-    weights = torch.zeros(length)
-    replies = servers.start(0, [weights.numpy()], [np.zeros(statistics_length, np.float32)])
     gradients = {name: torch.full_like(value, 1e-4) for name, value in named.items()}
-    times: dict[str, list[float]] = {"server": [], "gloo": [], "state_dict": []}
-    sequence = 0
-    for _ in range(ROUNDS + 2):
-        begin = time.perf_counter()
-        for _ in range(CALLS):
-            sequence += 1
-            replies = exchange(servers, gradient, replies, sequence)
-            weights.copy_(as_tensor(replies[0].weights))
-        times["server"].append((time.perf_counter() - begin) / CALLS)
-        times["gloo"].append(max(ray.get([peer.seconds.remote(CALLS) for peer in peers])))
-        begin = time.perf_counter()
-        for _ in range(2):
-            ray.get(dicts.push.remote(gradients))
-        times["state_dict"].append((time.perf_counter() - begin) / 2)
-    assert replies[0].version == sequence
-    return {name: values[2:] for name, values in times.items()}  # two rounds to warm up
+    gradient = torch.full((length,), 1e-4)
+    state = FlatState(torch.zeros(length), RULE, RATE, None)
+    parameter = torch.nn.Parameter(torch.zeros(length))
+    parameter.grad = gradient.clone()
+    peer = torch.optim.RMSprop([parameter], lr=0.045, alpha=0.9, momentum=0.9, eps=1.0)
+    workers = {name: make_worker(name) for name in LINES}
+    return {
+        **{name: lambda calls, worker=worker: repeated(worker.step, calls) for name, worker in workers.items()},
+        "gloo": lambda calls: max(ray.get([each.reduce.remote(calls) for each in peers])),
+        "state_dict": lambda calls: repeated(lambda: ray.get(dicts.push.remote(gradients)), calls),
+        "update": lambda calls: repeated(lambda: state.apply(gradient), calls, time.process_time),
+        "torch_update": lambda calls: repeated(peer.step, calls, time.process_time),
+    }
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Seconds of one call, round by round, for each way; two rounds more warm up."""
+    called = ways(sum(parameter.numel() for parameter in build(SPEC).parameters()))
+    times: dict[str, list[float]] = {name: [] for name in called}
+    for _ in range(rounds + 2):
+        for name in random.sample(list(called), len(called)):
+            times[name].append(called[name](CALLS[name]))
+    return {name: values[2:] for name, values in times.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,18 +137,20 @@ def main() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    times = measure()
+    times = measure(arguments.rounds)
     for name, values in times.items():
-        low, middle, high = (1e3 * f(values) for f in (min, statistics.median, max))
-        print(f"{name:12s} {middle:7.1f} ms ({low:.1f} to {high:.1f})")
-    ratios = {
-        "server / gloo all-reduce": [a / b for a, b in zip(times["server"], times["gloo"], strict=True)],
-        "state dict / server": [a / b for a, b in zip(times["state_dict"], times["server"], strict=True)],
+        print(f"{name:14} {said([1e3 * value for value in values], 1)} ms")
+    figures = {
+        f"push and pull, {name} / gloo": Figure(ratios(times[name], times["gloo"]), "ratio", "lower", "gloo all-reduce")
+        for name in LINES
     }
-    for name, values in ratios.items():
-        print(f"{name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+    figures |= faster("push and pull through Ray", times["ray"], times["state_dict"], "state dicts through Ray", "ms")
+    figures |= faster("update", times["update"], times["torch_update"], "torch.optim.RMSprop", "ms")
+    for title, figure in figures.items():
+        if figure.unit == "ratio":
+            print(f"{title}: {said(figure.values, 2)}x {figure.peer}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"seconds": times, "ratios": ratios}, indent=2) + "\n")
+        write(arguments.json, "bench_exchange", figures, {"seconds": times})
 
 
 if __name__ == "__main__":

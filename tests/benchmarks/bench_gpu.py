@@ -4,9 +4,10 @@
 
 A step is forward, cross entropy, backward and momentum SGD, in bfloat16 autocast and channels_last, on images that lie
 on the device. All nets take turns, in random order within each round. Rates are medians over rounds; ratios are taken
-within a round, ours at 1.0-224 over timm's, and reported with the first and third quartile. First as torch runs the
+within a round, ours at 1.0-224 over timm's, and reported with the 10th and 90th percentile. First as torch runs the
 nets, then through `torch.compile`, which takes tens of seconds for each net: nets are compiled in the order of the
-list, timm's among the first, until `--seconds` have passed since the start; the others are reported as null.
+list, timm's among the first, until `--seconds` have passed since the start; the others are named as not compiled.
+Beside each rate: the share of what the bandwidth of its memory allows (see roofline.py), and the most that was in use.
 
 It needs torch, torchvision, timm and numpy beside this repository.
 """
@@ -14,19 +15,19 @@ It needs torch, torchvision, timm and numpy beside this repository.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tasks.nets import NetSpec, build
+from tests.benchmarks.record import Figure, ratios, said, spread, write
+from tests.benchmarks.roofline import copy_bandwidth, images_per_second
 
 OURS, PEER = "mobilenet_w100_r224", "timm_mobilenetv1_100_r224"
 
@@ -114,24 +115,41 @@ def compiled(nets: dict[str, nn.Module], batches: dict[str, tuple[Tensor, Tensor
     return steps
 
 
-def report(title: str, names: list[str], measured: dict[str, list[float]]) -> dict[str, Any]:
-    """Print and return the median rates, and the ratio of ours to timm's."""
-    medians = {name: median(measured[name]) if name in measured else None for name in names}
-    for name, rate in medians.items():
-        print(f"{title:9} {name:26} {'not compiled' if rate is None else f'{rate:10.0f} images/s'}")
-    result: dict[str, Any] = {"images_per_second": medians, "rounds": measured}
+def peak_memory(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """GiB in use at the height of a step, with all nets' weights and batches on the device."""
+    peaks = {}
+    for name, step in steps.items():
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+    return peaks
+
+
+def report(
+    title: str, chosen: list[Contestant], measured: dict[str, list[float]], peaks: dict[str, float], bandwidth: float
+) -> dict[str, Figure]:
+    """Print and return our nets' rates, and the ratio of ours to timm's."""
+    for name, resolution, make in chosen:
+        rate = "not compiled"
+        if name in measured:
+            share = spread(measured[name]).median / images_per_second(make, resolution, title, bandwidth)
+            rate = f"{said(measured[name], 0)} images/s, {share:.0%} of the bound, {peaks[name]:.1f} GiB"
+        print(f"{title:9} {name:26} {rate}")
+    own = [name for name in measured if name != PEER]
+    figures = {f"{name}, {title}": Figure(measured[name], "images/s", "higher") for name in own}
     if OURS in measured and PEER in measured:
-        ratios = [ours / theirs for ours, theirs in zip(measured[OURS], measured[PEER], strict=True)]
-        low, _, high = quantiles(ratios, n=4)
-        result |= {"ratio": median(ratios), "ratio_quartiles": [low, high]}
-        print(f"{title:9} ratio to timm {median(ratios):.3f} ({low:.3f} to {high:.3f})", flush=True)
-    return result
+        share = ratios(measured[OURS], measured[PEER])
+        ratio = f"Training step of MobileNet 1.0-224 on a GPU, {title}"
+        figures[ratio] = Figure(share, "ratio", "higher", "timm `mobilenetv1_100`")
+        print(f"{title:9} ratio to timm {said(share, 3)}", flush=True)
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="in a round, of each net")
     parser.add_argument("--seconds", type=float, default=420.0, help="no net is compiled later than this")
     parser.add_argument("--nets", type=int, help="only the first few of the list")
@@ -146,15 +164,21 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, batch {arguments.batch_size}", flush=True)
 
-    nets, batches = prepared(contestants()[: arguments.nets], arguments.batch_size)
+    bandwidth = copy_bandwidth(torch.device("cuda"))
+    print(f"memory is copied at {bandwidth / 1e12:.2f} TB/s", flush=True)
+    chosen = contestants()[: arguments.nets]
+    nets, batches = prepared(chosen, arguments.batch_size)
     eager = {name: training_step(net, *batches[name]) for name, net in nets.items()}
     sizes = (arguments.batch_size, arguments.rounds, arguments.steps)
-    results = {"eager": report("eager", list(nets), rates(eager, *sizes))}
+    peaks = {"eager": peak_memory(eager)}
+    figures = report("eager", chosen, rates(eager, *sizes), peaks["eager"], bandwidth)
     steps = compiled(nets, batches, deadline)
-    results["compiled"] = report("compiled", list(nets), rates(steps, *sizes))
+    peaks["compiled"] = peak_memory(steps)
+    figures |= report("compiled", chosen, rates(steps, *sizes), peaks["compiled"], bandwidth)
     if arguments.json:
-        run = {"device": device, "torch": torch.__version__, "batch_size": arguments.batch_size}
-        arguments.json.write_text(json.dumps(run | results, indent=1) + "\n")
+        missing = [name for name in nets if name not in steps]
+        details = {"batch_size": arguments.batch_size, "not_compiled": missing}
+        write(arguments.json, "bench_gpu", figures, {**details, "bytes_per_second": bandwidth, "peak_gib": peaks})
 
 
 if __name__ == "__main__":

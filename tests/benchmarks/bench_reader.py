@@ -1,10 +1,11 @@
-"""Decoding against PIL + torchvision's usual recipe, and reading against webdataset: one process, one core.
+"""Decoding against PIL + torchvision's usual recipe and DALI, and reading against webdataset: one process, one core.
 
     python -m tests.benchmarks.bench_reader [--images 200] [--rounds 11] [--json PATH]
 
 Times are process CPU time. The methods take turns in random order within each round, so that what else the machine
 does falls on all of them; a ratio is the median over rounds of peer time / own time, its spread their 10th and 90th
-percentiles. The images are made here: 500 x 375, quality 90, 4:2:0, power spectrum of natural photographs plus shapes.
+percentiles. The images are made (`photos`): 500 x 375, quality 90, 4:2:0. `plain_256` and `antialias_256` decode what
+the shard stage stores of them with `stored_short_side` 256; the peer has the images as they came all the same.
 """
 
 from __future__ import annotations
@@ -18,55 +19,55 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 import webdataset
-from PIL import Image, ImageDraw
+from PIL import Image
 from torchvision import transforms
 
-from pipelines.shards import INDEX, Index, Split, Stored, write_shard
 from pipelines.training.decode import decode_crop
 from pipelines.training.order import epoch_order
 from pipelines.training.reader import SplitReader
+from tests.benchmarks import dali_peer
+from tests.benchmarks.photos import SHARDS, SIZE, photo, shrunk, write_images
+from tests.benchmarks.record import Figure, faster, ratios, said, spread, write
 
-HEIGHT, WIDTH, SIZE = 375, 500, 224
-SHARDS = 8
-GOALS = {"plain": 2.3, "antialias": 1.7, "reading": 8.0, "psnr_db": 45.0, "reading_us": 10.0}
-
-
-def photo(rng: np.random.Generator) -> bytes:
-    """A JPEG of 1/f noise with weak colour, shapes and a little grain.
-
-    With some 60 kB it is larger than photographs of that size and quality are: both sides pay more for entropy
-    decoding, and ratios come out rather too low.
-    """
-    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
-    frequency[0, 0] = np.inf
-
-    def noise(contrast: float) -> np.ndarray:
-        phases = rng.normal(size=(2, *frequency.shape))
-        plane = np.fft.irfft2((phases[0] + 1j * phases[1]) / frequency**1.4, (HEIGHT, WIDTH))
-        return contrast * plane / plane.std()
-
-    light, warm = noise(45), noise(15)
-    pixels = np.stack([light + warm, light, light - warm], axis=-1) + 128
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    for _ in range(12):
-        x, y = rng.integers(0, WIDTH), rng.integers(0, HEIGHT)
-        corners = (int(x), int(y), int(x + rng.integers(8, 120)), int(y + rng.integers(8, 120)))
-        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape(corners, fill=tuple(rng.integers(0, 256, 3).tolist()))
-    grainy = np.asarray(image) + rng.normal(0, 2, (HEIGHT, WIDTH, 1))
-    file = io.BytesIO()
-    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90, subsampling="4:2:0")
-    return file.getvalue()
+SHORT_SIDE = 256
+DALI = "DALI on the CPU"
+PEERS = {"decoding": "PIL + torchvision's usual recipe", "reading": "webdataset"}
+CROP = "Decode and random-resized-crop to 224, uint8"
+TITLES = {
+    "plain": CROP,
+    "antialias": f"{CROP}, antialiased",
+    "plain_256": f"{CROP}, from a short side of {SHORT_SIDE}",
+    "antialias_256": f"{CROP}, antialiased, from a short side of {SHORT_SIDE}",
+    "reading": "Reading a sample without decoding it",
+}
+GOALS = {
+    "plain": 2.5,
+    "plain / dali": 1.9,
+    "antialias": 1.8,
+    "plain_256": 4.8,
+    "reading": 8.0,
+    "psnr_db": 45.0,
+    "reading_us": 10.0,
+}
+Box = tuple[int, int, int, int]
 
 
-def decoding(jpegs: list[bytes], boxes: list[tuple[int, int, int, int]]) -> dict[str, Callable[[], None]]:
+def random_boxes(jpegs: list[bytes]) -> list[Box]:
+    """A crop of each image, as torchvision's recipe draws it."""
+    crop = transforms.RandomResizedCrop
+    sizes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
+    return [tuple(crop.get_params(torch.empty(3, *size), [0.08, 1.0], [3 / 4, 4 / 3])) for size in sizes]
+
+
+def decoding(jpegs: list[bytes], boxes: list[Box]) -> dict[str, Callable[[], object]]:
     """The methods, each over all images."""
+    small = [shrunk(jpeg, SHORT_SIDE) for jpeg in jpegs]
+    small_boxes = random_boxes(small)
     recipe = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE),
@@ -81,30 +82,21 @@ def decoding(jpegs: list[bytes], boxes: list[tuple[int, int, int, int]]) -> dict
         for jpeg in jpegs:
             recipe(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
-    def own(antialias: bool) -> None:
+    def own(jpegs: list[bytes], boxes: list[Box], antialias: bool) -> None:
         for jpeg, box, out in zip(jpegs, boxes, batch, strict=True):
             decode_crop(jpeg, box, antialias, out)
 
-    return {"peer": usual, "plain": lambda: own(False), "antialias": lambda: own(True)}
+    return {
+        "peer": usual,
+        "plain": lambda: own(jpegs, boxes, False),
+        "antialias": lambda: own(jpegs, boxes, True),
+        "plain_256": lambda: own(small, small_boxes, False),
+        "antialias_256": lambda: own(small, small_boxes, True),
+        **({"dali": dali_peer.decoding(jpegs, SIZE)} if dali_peer.installed() else {}),
+    }
 
 
-def write_images(folder: Path, jpegs: list[bytes]) -> list[Path]:
-    """The images as the train split of a data set; its shards."""
-    per_shard = len(jpegs) // SHARDS
-    shards = []
-    for number in range(SHARDS):
-        samples = []
-        for key in range(number * per_shard, (number + 1) * per_shard):
-            fields = {"name": f"n00000000/n00000000_{key}.JPEG", "sha256": "0" * 64, "label": key % 1000}
-            samples.append(Stored(key, jpegs[key], json.dumps(fields).encode(), HEIGHT, WIDTH))
-        shards.append(write_shard(folder, f"train-{number:06d}", samples))
-    split = Split(samples=SHARDS * per_shard, shards=tuple(shards))
-    index = Index(dataset="bench", classes=(), splits={"train": split}, skipped={}, reencoded={})
-    (folder / INDEX).write_bytes(index.to_json())
-    return [folder / shard.name for shard in shards]
-
-
-def reading(folder: Path, jpegs: list[bytes]) -> dict[str, Callable[[], None]]:
+def reading(folder: Path, jpegs: list[bytes]) -> dict[str, Callable[[], object]]:
     """Every image's bytes, copied, and its parsed fields; webdataset in stored order, the reader in a shuffled one."""
     shards = write_images(folder, jpegs)
     reader = SplitReader(folder, "train")
@@ -125,7 +117,7 @@ def reading(folder: Path, jpegs: list[bytes]) -> dict[str, Callable[[], None]]:
     return {"peer": peer, "reading": own}
 
 
-def timed(methods: dict[str, Callable[[], None]], rounds: int, images: int) -> dict[str, np.ndarray]:
+def timed(methods: dict[str, Callable[[], object]], rounds: int, images: int) -> dict[str, np.ndarray]:
     """CPU seconds per image, by method and round."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for method in methods.values():
@@ -138,21 +130,22 @@ def timed(methods: dict[str, Callable[[], None]], rounds: int, images: int) -> d
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def compared(times: dict[str, np.ndarray], peer: str) -> dict[str, dict[str, Any]]:
-    """Each method's median microseconds per image, and its ratio to the peer."""
-    results = {}
+def compared(part: str, times: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """The figures of one part, decoding or reading. Prints them."""
+    found: dict[str, Figure] = {}
     for name, seconds in times.items():
-        ratios = times["peer"] / seconds
-        results[peer if name == "peer" else name] = {
-            "us": round(float(np.median(seconds)) * 1e6, 2),
-            "ratio": round(float(np.median(ratios)), 3),
-            "spread": [round(float(value), 3) for value in np.percentile(ratios, [10, 90])],
-            "peer": peer,
-        }
-    return results
+        us, who = 1e6 * spread(seconds).median, PEERS[part] if name == "peer" else name
+        print(f"{part:9} {who:32} {us:9.1f} us {1e6 / us:9.0f}/s {said(ratios(times['peer'], seconds), 2)}x")
+        if name in TITLES:
+            found |= faster(TITLES[name], seconds, times["peer"], PEERS[part], "us")
+    if "dali" in times:
+        ratio = ratios(times["dali"], times["plain"])
+        print(f"{part:9} plain / dali: {said(ratio, 2)}x")
+        found[f"{CROP}, beside DALI"] = Figure(ratio, "ratio", "higher", DALI)
+    return found
 
 
-def likeness(jpegs: list[bytes], boxes: list[tuple[int, int, int, int]], antialias: bool) -> dict[str, float]:
+def likeness(jpegs: list[bytes], boxes: list[Box], antialias: bool) -> dict[str, float]:
     """Mean and least PSNR, in dB, of own crops against PIL's antialiased bilinear ones of the same boxes."""
     out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
     values = []
@@ -176,31 +169,20 @@ def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     jpegs = [photo(rng) for _ in range(arguments.images)]
-    blank = torch.empty(3, HEIGHT, WIDTH)
-    crop = transforms.RandomResizedCrop
-    boxes = [tuple(crop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])) for _ in jpegs]
+    boxes = random_boxes(jpegs)
 
-    results: dict[str, Any] = {
-        "images": len(jpegs),
-        "mean_kilobytes": round(float(np.mean([len(jpeg) for jpeg in jpegs])) / 1e3, 1),
-        "goals": GOALS,
-    }
-    times = timed(decoding(jpegs, boxes), arguments.rounds, len(jpegs))
-    results["decoding"] = compared(times, "PIL + torchvision")
+    kilobytes = round(float(np.mean([len(jpeg) for jpeg in jpegs])) / 1e3, 1)
+    print(f"{len(jpegs)} images of {kilobytes} kB on average; goals: {GOALS}")
+    if not dali_peer.installed():
+        print(dali_peer.LEFT_OUT)
+    figures = compared("decoding", timed(decoding(jpegs, boxes), arguments.rounds, len(jpegs)))
     with tempfile.TemporaryDirectory() as folder:
         times = timed(reading(Path(folder), jpegs), arguments.rounds, len(jpegs) // SHARDS * SHARDS)
-    results["reading"] = compared(times, "webdataset")
-    results["psnr_db"] = {name: likeness(jpegs, boxes, name == "antialias") for name in ("plain", "antialias")}
-
-    print(f"{results['images']} images of {results['mean_kilobytes']} kB on average; goals: {GOALS}")
-    for part in ("decoding", "reading"):
-        for name, row in results[part].items():
-            low, high = row["spread"]
-            speed = f"{row['us']:9.1f} us {1e6 / row['us']:9.0f}/s"
-            print(f"{part:9} {name:18} {speed} {row['ratio']:6.2f}x ({low:.2f}-{high:.2f})")
-    print(f"PSNR against PIL, same boxes, dB: {results['psnr_db']}")
+    figures |= compared("reading", times)
+    psnr = {name: likeness(jpegs, boxes, name == "antialias") for name in ("plain", "antialias")}
+    print(f"PSNR against PIL, same boxes, dB: {psnr}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        write(arguments.json, "bench_reader", figures, {"mean_kilobytes": kilobytes, "goals": GOALS, "psnr_db": psnr})
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ import numpy as np
 import webdataset
 
 from pipelines.shards import Stored, write_shard
+from tests.benchmarks.record import Figure, faster, ratios, said, spread, write
 
 SIZES = {"as they come": 110_000, "short side 256": 30_000}  # mean bytes of an image
-PEER = "webdataset.ShardWriter"
+PEER, OURS = "webdataset.ShardWriter", "write_shard"
 
 
 def samples_of(count: int, mean: int) -> list[Stored]:
@@ -68,7 +69,7 @@ def by_us(folder: Path, samples: list[Stored]) -> Path:
 METHODS: dict[str, Callable[[Path, list[Stored]], Path]] = {
     PEER: by_webdataset,
     "tarfile": by_tarfile,
-    "write_shard": by_us,
+    OURS: by_us,
 }
 
 
@@ -81,8 +82,8 @@ def digest(tar: Path) -> str:
     return total.hexdigest()
 
 
-def measure(count: int, mean: int, rounds: int) -> dict[str, dict[str, object]]:
-    """Samples per second and core of each method, and its ratio to the peer's."""
+def measure(count: int, mean: int, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds per sample of each method, round by round."""
     samples = samples_of(count, mean)
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
@@ -93,16 +94,7 @@ def measure(count: int, mean: int, rounds: int) -> dict[str, dict[str, object]]:
                 began = time.process_time()
                 METHODS[name](folder, samples)
                 seconds[name].append((time.process_time() - began) / count)
-    results = {}
-    for name in METHODS:
-        ratios = np.array(seconds[PEER]) / np.array(seconds[name])
-        results[name] = {
-            "samples_per_second": round(1 / float(np.median(seconds[name]))),
-            "ratio": round(float(np.median(ratios)), 3),
-            "spread": [round(float(value), 3) for value in np.percentile(ratios, [10, 90])],
-            "peer": PEER,
-        }
-    return results
+    return seconds
 
 
 def main() -> None:
@@ -111,15 +103,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results = {name: measure(arguments.samples, mean, arguments.rounds) for name, mean in SIZES.items()}
-    for size, methods in results.items():
-        print(f"images {size}, about {SIZES[size] // 1000} kB:")
-        for name, result in methods.items():
-            low, high = result["spread"]
-            print(f"  {name:24} {result['samples_per_second']:>8,} samples/s/core   "
-                  f"{result['ratio']:.2f} x {PEER} ({low:.2f}-{high:.2f})")  # fmt: skip
+    figures: dict[str, Figure] = {}
+    for size, mean in SIZES.items():
+        seconds = measure(arguments.samples, mean, arguments.rounds)
+        print(f"images {size}, about {mean // 1000} kB:")
+        for name, values in seconds.items():
+            rate = 1 / spread(values).median
+            print(f"  {name:24} {rate:>8,.0f} samples/s/core   {said(ratios(seconds[PEER], values), 2)} x {PEER}")
+        figures |= faster(f"Writing shards, images of {mean // 1000} kB", seconds[OURS], seconds[PEER], PEER, "us")
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write(arguments.json, "bench_shard", figures, {"samples": arguments.samples})
 
 
 if __name__ == "__main__":

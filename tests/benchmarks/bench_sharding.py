@@ -29,6 +29,7 @@ from pipelines.archives import members, opened, read
 from pipelines.config import Sharding
 from pipelines.shard import write_shards
 from pipelines.sources.base import NoOptions, Place, Sample, Source
+from tests.benchmarks.record import Figure, write
 from tests.memory import peak_kib
 
 UNIT = 10_000  # images of an archive
@@ -91,6 +92,17 @@ def measured(folder: Path, count: int, processes: int) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+def figures(results: list[dict[str, Any]]) -> dict[str, Figure]:
+    """What of the runs over all images is compared: of one round, as a run takes minutes."""
+    found = {}
+    for result in results[1:]:
+        title, count = f"The shard stage, processes: {result['processes']}", result["samples"]
+        found[title] = Figure([count / result["seconds"]], "samples/s", "higher")
+        found[f"{title}, memory of the parent"] = Figure([result["parent_mb"]], "MiB", "lower")
+    one, two = (result["seconds"] for result in results[1:])
+    return {**found, "The shard stage with two processes": Figure([one / two], "ratio", "higher", "with one process")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000)
@@ -120,7 +132,7 @@ def main() -> None:
             )
         print("the same bytes:", all(len(found) == 1 for found in digests.values()))
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        write(arguments.json, "bench_sharding", figures(results), {"runs": results})
 
 
 if __name__ == "__main__":

@@ -37,9 +37,11 @@ from pipelines.training.curve import read_curve
 from pipelines.training.job import Job
 from pipelines.training.launch import launch
 from pipelines.training.loop import CURVE, train_local
-from pipelines.training.parameter_server import ParameterShard, Push, ServerPlan, as_tensor
+from pipelines.training.messages import Push, ServerPlan, as_tensor
+from pipelines.training.parameter_server import ParameterShard
 from pipelines.training.run import Run
 from tasks.rules import RMSprop, Staircase
+from tests.benchmarks.record import Figure, spread, write
 
 CLASSES, SIDE, BATCH, IMAGES = 10, 64, 32, 512
 PARAMETERS, STATISTICS = 215_642, 5_472  # MobileNet 0.25 with ten classes
@@ -108,14 +110,14 @@ def make_plan(folder: Path, num_servers: int) -> ServerPlan:
     return ServerPlan("bench", num_servers, 1, own, rule, rate, 0.95, never, "none", 1, never, 100)
 
 
-def exchange_seconds(folder: Path, length: int, calls: int) -> Exchange:
-    """Of a push and pull of so many parameters with one server: medians, each over five rounds of `calls`."""
+def exchange_seconds(folder: Path, length: int, calls: int) -> list[Exchange]:
+    """Of a push and pull of so many parameters with one server: in each of five rounds of `calls`."""
     import ray
 
     server = ray.remote(MeasuredShard).options(num_cpus=0).remote(make_plan(folder, 1), 0)
     servers = RayServers([server])
     weights, gradient = torch.zeros(length), np.full(length, 1e-4, np.float32)
-    replies = servers.start(0, [weights.numpy()], [np.zeros(STATISTICS, np.float32)])
+    replies = servers.start(0, [weights.numpy()], [np.zeros(STATISTICS, np.float32)], [None])
     rounds = []
     for number in range(6):
         served, worked, began = ray.get(server.cpu_seconds.remote()), time.process_time(), time.perf_counter()
@@ -123,18 +125,22 @@ def exchange_seconds(folder: Path, length: int, calls: int) -> Exchange:
             reply, sequence = replies[0], number * calls + call + 1
             state = reply.statistics
             push = Push(0, sequence, reply.incarnation, reply.version, gradient, state, state, BATCH, {"loss": 1.0})
-            replies = servers.push([push])
+            replies = servers.push([push], [None])()
             weights.copy_(as_tensor(replies[0].weights))
         took = time.process_time() - worked, time.perf_counter() - began
         served = ray.get(server.cpu_seconds.remote()) - served
         rounds.append(Exchange(took[0] / calls, served / calls, took[1] / calls))
     assert replies[0].version == 6 * calls
     ray.kill(server)
-    return Exchange(*(statistics.median(values) for values in zip(*rounds[1:], strict=True)))  # the first warms up
+    return rounds[1:]  # the first warms up
 
 
-def applied_per_second(folder: Path) -> float:
-    """Parameters that one server updates in a second of CPU time: MobileNet's, without Ray around it."""
+def middle(rounds: list[Exchange]) -> Exchange:
+    return Exchange(*(statistics.median(values) for values in zip(*rounds, strict=True)))
+
+
+def applied_per_second(folder: Path) -> list[float]:
+    """Parameters that one server updates in a second of CPU time, push by push: MobileNet's, without Ray around it."""
     length = 4_231_976
     shard = ParameterShard(make_plan(folder, 1), 0)
     nothing, gradient = np.zeros(0, np.float32), np.full(length, 1e-4, np.float32)
@@ -145,7 +151,7 @@ def applied_per_second(folder: Path) -> float:
         push = Push(0, sequence, reply.incarnation, reply.version, gradient, nothing, nothing, BATCH, {})
         reply = shard.push(push)
         seconds.append(time.process_time() - before)
-    return length / statistics.median(seconds[1:])
+    return [length / taken for taken in seconds[1:]]
 
 
 def make_costs(step: float, short: Exchange, long: Exchange) -> Costs:
@@ -190,6 +196,7 @@ def real_run(folder: Path, workers: int, servers: int, steps: int) -> dict[str, 
     """The rate and the mean staleness of a run, and the part of a core that was to be had around it."""
     name = f"async_{workers}x{servers}"
     settings = {"num_servers": servers, "staleness": "none", "max_staleness": 8, "snapshot_steps": 10**6, "cpus": 0}
+    settings["shared_memory"] = False  # as between machines
     job = make_job(folder, name, steps, kind="async", num_workers=workers, servers=settings)
     busy = min(workers, os.cpu_count() or 1)
     before = core_share(busy)
@@ -209,17 +216,27 @@ def predicted(costs: Costs, workers: int, servers: int) -> Outcome:
     return simulate(costs, Cluster(workers, servers, cores=os.cpu_count() or 1, rounds=100))
 
 
-def measure(folder: Path, steps: int, calls: int, points: list[tuple[int, int]]) -> dict[str, Any]:
-    """The parts, then every point: predicted and real."""
+def measure(
+    folder: Path, steps: int, calls: int, points: list[tuple[int, int]]
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """The parts, then every point: predicted and real. What is compared from run to run, and all there is."""
     import ray
 
     (folder / "shards").mkdir()
     write_images(folder / "shards")
     use_cluster({"CPU": 4.0, "GPU": 0.0})
     step = ray.get(ray.remote(step_seconds).options(num_cpus=1).remote(folder, steps // 2))
-    short, long = (exchange_seconds(folder, times * PARAMETERS, calls) for times in (1, LONGER))
-    costs = make_costs(step, short, long)
-    parts = {"step": step, "short": short._asdict(), "long": long._asdict(), "applied": applied_per_second(folder)}
+    rounds = [exchange_seconds(folder, times * PARAMETERS, calls) for times in (1, LONGER)]
+    short, long = map(middle, rounds)
+    costs, applied = make_costs(step, short, long), applied_per_second(folder)
+    parts = {"step": step, "short": short._asdict(), "long": long._asdict(), "applied": spread(applied).median}
+    title = f"Push and pull of {LONGER * PARAMETERS / 1e6:.1f} M parameters"
+    figures = {
+        "Training step of MobileNet 0.25 at 64 px": Figure([1e3 * step], "ms", "lower"),
+        "Parameters a server updates": Figure([rate / 1e9 for rate in applied], "G/s", "higher"),
+        f"{title}, worker's time": Figure([1e3 * exchange.worker for exchange in rounds[1]], "ms", "lower"),
+        f"{title}, server's time": Figure([1e3 * exchange.server for exchange in rounds[1]], "ms", "lower"),
+    }
     compared = []
     for workers, servers in points:
         outcome, real = predicted(costs, workers, servers), real_run(folder, workers, servers, steps)
@@ -227,7 +244,14 @@ def measure(folder: Path, steps: int, calls: int, points: list[tuple[int, int]])
         point = {"workers": workers, "servers": servers, "predicted": rate, "predicted_staleness": outcome.staleness}
         compared.append({**point, **real, "ratio": rate / real["images_per_second"]})
         print(said(compared[-1]), flush=True)
-    return {"parts": parts, "costs": costs.__dict__, "points": compared}
+        figures |= missed(compared[-1])
+    return figures, {"parts": parts, "costs": costs.__dict__, "points": compared}
+
+
+def missed(point: dict[str, float]) -> dict[str, Figure]:
+    """By how many times a prediction is off, whichever way: 1 is perfect."""
+    title = f"Simulated rate, workers: {point['workers']}, servers: {point['servers']}; times off"
+    return {title: Figure([max(point["ratio"], 1 / point["ratio"])], "ratio", "lower", "a real run")}
 
 
 def said(point: dict[str, float]) -> str:
@@ -249,14 +273,14 @@ def main() -> None:
     points = [(int(workers), int(servers)) for workers, servers in (p.split("x") for p in arguments.points.split(","))]
     torch.set_num_threads(1)  # as in a Ray worker of one CPU
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.steps, arguments.calls, points)
-    parts = figures["parts"]
+        figures, details = measure(Path(folder), arguments.steps, arguments.calls, points)
+    parts = details["parts"]
     print(f"a step: {1e3 * parts['step']:.1f} ms of CPU; a server updates {parts['applied'] / 1e9:.2f} G parameters/s")
     for name, length in (("short", PARAMETERS), ("long", LONGER * PARAMETERS)):
         values = ", ".join(f"{side} {1e3 * seconds:.2f}" for side, seconds in parts[name].items())
         print(f"an exchange of {length / 1e6:.2f} M parameters, ms: {values}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write(arguments.json, "bench_simulation", figures, details)
 
 
 if __name__ == "__main__":

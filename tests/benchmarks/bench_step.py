@@ -4,7 +4,7 @@
 
 A step is forward, cross entropy and backward, without an optimizer. Both nets take turns in one process, in random
 order within each round, after one round unrecorded. The ratio is ours over timm's images per second in the same round;
-its median is reported with the first and third quartile. Seconds are of CPU time, summed over threads, which other
+its median is reported with the 10th and 90th percentile. Seconds are of CPU time, summed over threads, which other
 work on the machine disturbs less than the clock. "format" is that of the images and weights handed over: our net
 turns its images to channels_last by itself.
 """
@@ -12,18 +12,18 @@ turns its images to channels_last by itself.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tasks.nets import NetSpec, build
+from tests.benchmarks.record import Figure, faster, ratios, said, write
 
 RESOLUTION = 224
 
@@ -77,23 +77,10 @@ def measure(setting: Setting, batch_size: int, rounds: int) -> dict[str, list[fl
     return seconds
 
 
-def summary(setting: Setting, seconds: dict[str, list[float]], batch_size: int) -> dict[str, object]:
-    """Images per second of CPU time, and the ratio with its quartiles."""
-    ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["timm"], strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    return {
-        "setting": setting.name,
-        "images_per_second": {name: batch_size / median(values) for name, values in seconds.items()},
-        "ratio": median(ratios),
-        "ratio_quartiles": [low, high],
-        "seconds": seconds,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10, help="recorded rounds, at least 2")
+    parser.add_argument("--rounds", type=int, default=10, help="recorded rounds")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -101,15 +88,18 @@ def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
     print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch_size}")
-    results = []
+    figures: dict[str, Figure] = {}
     for setting in SETTINGS:
-        result = summary(setting, measure(setting, arguments.batch_size, arguments.rounds), arguments.batch_size)
-        rates = "  ".join(f"{name} {rate:6.1f} images/s" for name, rate in result["images_per_second"].items())
-        low, high = result["ratio_quartiles"]
-        print(f"{setting.name:20} {rates}  ratio {result['ratio']:.2f} ({low:.2f} to {high:.2f})", flush=True)
-        results.append(result)
+        seconds = measure(setting, arguments.batch_size, arguments.rounds)
+        ours, theirs = seconds["ours"], seconds["timm"]
+        rates = "  ".join(
+            f"{name} {arguments.batch_size / median(values):6.1f} images/s" for name, values in seconds.items()
+        )
+        print(f"{setting.name:20} {rates}  ratio {said(ratios(theirs, ours), 2)}", flush=True)
+        title = f"Training step of MobileNet 1.0-224, {setting.name}"
+        figures |= faster(title, ours, theirs, "timm `mobilenetv1_100`", "ms")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "results": results}, indent=1) + "\n")
+        write(arguments.json, "bench_step", figures, {"threads": arguments.threads})
 
 
 if __name__ == "__main__":

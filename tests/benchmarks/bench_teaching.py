@@ -6,7 +6,7 @@ Both are the sample scale's `face_attributes_w025_r224`, MobileNet 0.25 at 56 px
 drawn faces that are made here; the weights are random, which costs the same. On a GPU where there is one. They take
 turns, in random order within each round, after one unrecorded. Seconds are of the clock, as the run's own summary has
 them: reading, both nets, the optimizer. The ratio is asked over stored in the same round; medians are printed with the
-lowest and the highest. Storing is done anew in each round, and pays after storing / (asked - stored) epochs.
+10th and 90th percentiles. Storing is done anew in each round, and pays after storing / (asked - stored) epochs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pipelines.training.reader import Teaching
 from pipelines.training.run import Run
 from pipelines.training.teaching import Teacher, store_predictions
 from tasks.nets import build
+from tests.benchmarks.record import Figure, faster, ratios, said, write
 
 STUDENT, TEACHER = "face_attributes_w025_r224", "face_attributes_nn2"
 ATTRIBUTES = 40
@@ -109,23 +110,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(Path(folder), arguments.images, arguments.epochs, arguments.rounds)
     device = "cuda" if torch.cuda.is_available() else f"cpu, {arguments.threads} threads"
-    rounds = list(zip(seconds["asked"], seconds["stored"], seconds["storing"], strict=True))
-    ratios = [asked / stored for asked, stored, _ in rounds]
+    rounds = zip(seconds["asked"], seconds["stored"], seconds["storing"], strict=True)
     pays = [storing / (asked - stored) if asked > stored else float("inf") for asked, stored, storing in rounds]
     for name, values in seconds.items():
         what = "once" if name == "storing" else "an epoch"
-        print(f"{device}: {name:8} {spread(values, 2)} s {what}, {arguments.images} images")
-    print(f"asked at every step / stored: {spread(ratios, 2)}")
-    print(f"storing pays after {spread(pays, 1)} epochs")
+        print(f"{device}: {name:8} {said(values, 2)} s {what}, {arguments.images} images")
+    print(f"asked at every step / stored: {said(ratios(seconds['asked'], seconds['stored']), 2)}")
+    low, middle, high = (f"{each(pays):.1f}" for each in (min, statistics.median, max))  # some may be infinite
+    print(f"storing pays after {middle} epochs (lowest {low}, highest {high})")
     if arguments.json:
-        figures = {"device": device, "images": arguments.images, "seconds": seconds, "ratios": ratios}
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The median, the lowest and the highest."""
-    middle, low, high = (f"{each(values):.{digits}f}" for each in (statistics.median, min, max))
-    return f"{middle} ({low} to {high})"
+        title = "An epoch of distilling with stored predictions"
+        figures = faster(title, seconds["stored"], seconds["asked"], "asking the teacher at every step", "s")
+        figures["Storing the predictions"] = Figure(seconds["storing"], "s", "lower")
+        write(arguments.json, "bench_teaching", figures, {"device": device, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.benchmarks.compare import load
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.benchmarks.bench_gpu"]
@@ -20,11 +21,31 @@ COMMAND = [sys.executable, "-m", "tests.benchmarks.bench_gpu"]
 def test_measures_two_nets(tmp_path: Path) -> None:
     options = ["--nets", "2", "--batch-size", "32", "--rounds", "2", "--steps", "2"]
     subprocess.run([*COMMAND, *options, "--json", str(tmp_path / "gpu.json")], cwd=ROOT, check=True)
-    results = json.loads((tmp_path / "gpu.json").read_text())
-    for kind in ("eager", "compiled"):
-        assert set(results[kind]["images_per_second"]) == {"mobilenet_w100_r224", "timm_mobilenetv1_100_r224"}
-        assert all(rate > 0 for rate in results[kind]["images_per_second"].values())
-        assert results[kind]["ratio"] > 0
+    found = load(tmp_path / "gpu.json")
+    titles = ("mobilenet_w100_r224", "Training step of MobileNet 1.0-224 on a GPU")
+    assert set(found.figures) == {f"{title}, {kind}" for title in titles for kind in ("eager", "compiled")}
+    assert all(len(figure.values) == 2 and min(figure.values) > 0 for figure in found.figures.values())
+    assert found.details == {"batch_size": 32, "not_compiled": []}
+    assert found.machine["gpu"] == torch.cuda.get_device_name(0)
+
+
+@pytest.mark.slow
+def test_runs_where_little_else_is_installed(tmp_path: Path) -> None:
+    """It is copied to machines with a GPU that have torch, torchvision, timm, Lightning and numpy."""
+    absent = ("cv2", "mlflow", "numba", "obstore", "pydantic", "ray", "scipy", "simplejpeg", "webdataset", "yaml")
+    script = (
+        f"import sys; sys.modules |= dict.fromkeys({absent!r})\n"
+        "from pathlib import Path\n"
+        "from tests.benchmarks import bench_gpu\n"
+        "figures = bench_gpu.report('eager', ['a', 'b'], {'a': [1.0, 2.0]})\n"
+        "bench_gpu.write(Path(sys.argv[1]), 'bench_gpu', figures, {})\n"
+    )
+    path = tmp_path / "gpu.json"
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert load(path).figures["a, eager"].values == [1.0, 2.0]
+    assert run.stdout.splitlines()[1].split() == ["eager", "b", "not", "compiled"]
 
 
 @pytest.mark.slow
