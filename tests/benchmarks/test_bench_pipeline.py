@@ -45,7 +45,7 @@ def test_a_split_is_written_with_each_image_at_its_own_size(jpegs, tmp_path):
     assert reader.image_sizes(samples)[0].tolist() == [256, HEIGHT] * (2 * SHARDS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["own", *bench_pipeline.PEERS])
 def test_each_way_gives_shuffled_crops_with_their_labels(jpegs, tmp_path, name):
     ways = bench_pipeline.ways(tmp_path, write_images(tmp_path, jpegs))
@@ -67,7 +67,7 @@ def test_each_way_gives_shuffled_crops_with_their_labels(jpegs, tmp_path, name):
     assert min(pixels) > (0.1 if name == "pil" else 10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_measured_is_written(tmp_path, monkeypatch, capsys):
     path = tmp_path / "pipeline.json"
     options = ["--images", "32", "--rounds", "2", "--steps", "1", "--short-side", "128", "--json", str(path)]

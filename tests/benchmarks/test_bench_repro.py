@@ -74,7 +74,7 @@ def test_a_command_that_fails_is_told_in_a_line(tmp_path: Path) -> None:
         bench_repro.repro([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_repro_is_timed_and_so_is_the_one_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

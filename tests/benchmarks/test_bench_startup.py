@@ -41,7 +41,7 @@ def test_a_process_is_timed_and_its_failure_told(tmp_path: Path) -> None:
         bench_startup.run(tmp_path, "-c", "import sys; print('no such option', file=sys.stderr); sys.exit(2)")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_round_measures_commands_parts_and_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from tests.benchmarks.compare import load
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run(name: str, *options: str) -> str:

@@ -82,7 +82,7 @@ def trained(make_job, shards, net, kind, epochs):
     [
         ("ssd300_mobilenet", "local"),
         ("ssd300_mobilenet", "ddp"),
-        ("ssd300_mobilenet", "async"),
+        pytest.param("ssd300_mobilenet", "async", marks=pytest.mark.long),
         ("faster_rcnn_mobilenet", "async"),
     ],
 )

@@ -44,7 +44,9 @@ def top1(job):
     return evaluate(task, net, batches, TestSet("rgb"), "cpu").metrics["top1"]
 
 
-@pytest.mark.parametrize("stored", [True, False], ids=["kept", "asked"])
+@pytest.mark.parametrize(
+    "stored", [pytest.param(True, id="kept"), pytest.param(False, id="asked", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("kind", ["local", "ddp", "async"])
 def test_students_learn_what_their_teacher_knows(kind, stored, teacher, make_job):
     from pipelines.training.launch import launch

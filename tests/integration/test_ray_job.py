@@ -120,6 +120,7 @@ def test_the_tracking_server_has_the_runs(trained, cluster):
     assert all("eval/top1" in run.data.metrics for run in runs)
 
 
+@pytest.mark.long
 def test_one_row_is_a_job_too_and_the_others_stay_as_they_are(trained, laptop, cluster):
     environment, _ = cluster
     laptop.set_row(ROWS[0], seed=8)

@@ -99,7 +99,7 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", ["ddp", "async"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.long), "async"])
 def test_what_the_environment_holds_reaches_no_log_of_ray(project, ray_folder, kind):
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["scales"]["sample"]["recipes"]["imagenet"]["defaults"].update(kind=kind, num_workers=2)

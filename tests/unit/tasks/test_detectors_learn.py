@@ -41,8 +41,8 @@ def drawn(size):
 @pytest.mark.parametrize(
     ("name", "size", "steps", "rate"),
     [
-        pytest.param("ssd300_vgg", 64, 80, 4e-4, marks=pytest.mark.slow),
-        pytest.param("ssd300_inception_v2", 64, 150, 2e-3, marks=pytest.mark.slow),
+        pytest.param("ssd300_vgg", 64, 80, 4e-4, marks=pytest.mark.long),
+        pytest.param("ssd300_inception_v2", 64, 150, 2e-3, marks=pytest.mark.long),
         pytest.param("ssd300_mobilenet", 96, 150, 2e-3, marks=pytest.mark.slow),
         pytest.param("faster_rcnn_vgg", 64, 110, 3e-4, marks=pytest.mark.long),  # 138 million weights to update
         pytest.param("faster_rcnn_inception_v2", 80, 80, 4e-4, marks=pytest.mark.long),

@@ -168,5 +168,5 @@ def test_planets_cells_take_no_more_memory_than_a_batch_needs():
     """All probabilities of Im2GPS3k's photos would be 315 MB, and as float64 twice that."""
     answer = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, cwd=ROOT)
     mebibytes, seconds = map(float, answer.stdout.split())
-    assert mebibytes < 150
+    assert mebibytes < 200
     assert seconds < 30
