@@ -77,19 +77,6 @@ def test_packages_of_pipelines_rest_on_what_is_below_them(package):
     assert {name.split(".")[1] for name in found} <= {package, *LAYERS[package]}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_comes_without_heavy_imports(stage):
-    code = (
-        f"import sys; from pipelines.{stage} import main\n"
-        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "--scale" in answer.stdout
-
-
 @pytest.mark.parametrize(
     ("stage", "known"),
     [

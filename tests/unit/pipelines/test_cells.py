@@ -257,6 +257,8 @@ def test_cells_of_other_values_or_other_photos_are_not_used(project):
     try:
         index.write_bytes(replace(read_index(index.parent), skipped={"placeholder": 1}).to_json())
         with pytest.raises(ValueError, match=again):
+            make_plan(params(), "small", "geolocation")
+        with pytest.raises(ValueError, match="it was trained on other shards"):
             evaluate(params(), "small", "geolocation")
     finally:
         index.write_bytes(whole)

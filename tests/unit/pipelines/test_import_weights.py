@@ -242,18 +242,6 @@ def test_a_missing_package_is_named_with_its_extra(made, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"error: {source}: an .h5 file needs the package h5py, of the extra")
 
 
-def test_help_comes_without_heavy_imports():
-    code = (
-        "import sys; from pipelines.import_weights import main\n"
-        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'ray', 'h5py', 'tflite', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert ".tflite" in answer.stdout
-
-
 def test_what_would_cost_far_more_to_read_than_to_write_is_refused(tmp_path):
     with h5py.File(tmp_path / "deep.h5", "w") as file:
         group = file

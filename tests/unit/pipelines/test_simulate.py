@@ -1,8 +1,6 @@
 """The command that simulates a table's runs: what it writes, says and refuses."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,15 +73,3 @@ def test_a_mistake_is_one_line(options, message, tmp_path, monkeypatch, capsys):
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "out").exists()
-
-
-def test_help_comes_without_heavy_imports():
-    code = (
-        "import sys; from pipelines.simulate import main\n"
-        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "--gigabits" in answer.stdout

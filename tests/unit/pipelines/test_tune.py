@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -528,18 +526,6 @@ def test_a_run_waits_for_the_one_that_it_is_shown_below(tmp_path, monkeypatch):
 
 
 # The command
-
-
-def test_help_comes_without_heavy_imports_and_says_what_is_measured_on():
-    code = (
-        "import sys; from pipelines.tune import main\n"
-        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "never the test split" in answer.stdout
 
 
 @pytest.mark.parametrize(
