@@ -37,7 +37,10 @@ def test_runs_where_little_else_is_installed(tmp_path: Path) -> None:
         f"import sys; sys.modules |= dict.fromkeys({absent!r})\n"
         "from pathlib import Path\n"
         "from tests.benchmarks import bench_gpu\n"
-        "figures = bench_gpu.report('eager', ['a', 'b'], {'a': [1.0, 2.0]})\n"
+        "from torch import nn\n"
+        "chosen = [bench_gpu.Contestant(name, 32, lambda: nn.Conv2d(3, 4, 1)) for name in 'ab']\n"
+        "bandwidth = 1.5 * 2 * 4 * 32 * 32 * 19 * 2\n"  # twice what 1.5 images a second move
+        "figures = bench_gpu.report('eager', chosen, {'a': [1.0, 2.0]}, {'a': 0.5}, bandwidth)\n"
         "bench_gpu.write(Path(sys.argv[1]), 'bench_gpu', figures, {})\n"
     )
     path = tmp_path / "gpu.json"
@@ -45,6 +48,7 @@ def test_runs_where_little_else_is_installed(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(path)], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert load(path).figures["a, eager"].values == [1.0, 2.0]
+    assert "50% of the bound, 0.5 GiB" in run.stdout.splitlines()[0]
     assert run.stdout.splitlines()[1].split() == ["eager", "b", "not", "compiled"]
 
 
