@@ -142,8 +142,13 @@ class ParameterShard:
             "seconds": self.seconds,
         }
 
+    @property
+    def _length(self) -> int:
+        return 0 if self.state is None else len(self.state.weights)
+
     def _refusal(self, push: Push, gradient: torch.Tensor, staleness: int) -> Status | None:
-        if push.incarnation != self.incarnation:
+        # What is not as long as the slice lay in a window that cannot be opened: of a worker that has died since.
+        if push.incarnation != self.incarnation or len(gradient) != self._length:
             return "lost"
         if push.sequence <= self.sequences.get(push.worker, 0):
             return "duplicate"

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from pipelines.training.curve import read_curve
-from pipelines.training.messages import packed, unpacked
+from pipelines.training.messages import NOTHING, packed, unpacked
 from pipelines.training.parameter_server import ParameterShard
 from pipelines.training.remote_optimizer import Line, RemoteOptimizer
 from pipelines.training.shared_vectors import Room, Windows
 from tasks.optim import FlatState, flatten
-from tests.servers import LocalServers, plan
+from tests.servers import LocalServers, plan, push, started
 
 IMAGES, WANTED = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
 
@@ -165,6 +165,16 @@ def test_a_run_learns_over_any_line_and_says_what_the_exchange_took(make_job, li
 
 
 WHOLE = slice(0, 10), slice(0, 2)
+
+
+def test_a_push_through_a_window_that_is_gone_is_lost_and_changes_nothing(tmp_path):
+    shard, reply = started(plan(tmp_path))
+    gone = Room(10, 2).window(*WHOLE)._replace(machine="elsewhere")
+    before = shard.state.weights.clone()
+    late = push(reply, 1)._replace(gradient=NOTHING, before=NOTHING, after=NOTHING, window=gone)
+    assert shard.push(late).status == "lost"
+    assert torch.equal(shard.state.weights, before)
+    assert (shard.step, shard.record()["refused"]) == (0, {"lost": 1})
 
 
 def test_a_window_shows_another_process_the_same_memory():
