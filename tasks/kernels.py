@@ -35,6 +35,17 @@ def rmsprop(
 
 
 @numba.njit(cache=True, error_model="numpy")
+def momentum(
+    weights: NDArray[Any], gradient: NDArray[Any], velocity: NDArray[Any], momentum: Any, learning_rate: Any
+) -> None:
+    """`rules.Momentum.update` in place, on 1-D arrays of equal length."""
+    for i in range(len(weights)):
+        step = momentum * velocity[i] + gradient[i]
+        velocity[i] = step
+        weights[i] -= learning_rate * step
+
+
+@numba.njit(cache=True, error_model="numpy")
 def average(running: NDArray[Any], values: NDArray[Any], weight: Any) -> None:
     """Move `running` towards `values` by the share `weight`, in place."""
     for i in range(len(running)):

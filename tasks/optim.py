@@ -156,10 +156,13 @@ def finish_gradient(flat: Flat, weight_decay: float, clip_norm: float | None) ->
 
     The decay is part of the loss, as in slim, so that it passes through the mean square (not AdamW's way).
     """
-    head = slice(0, flat.num_decayed)
-    flat.gradient[head].add_(flat.weights[head], alpha=weight_decay)
+    if weight_decay:
+        head = slice(0, flat.num_decayed)
+        flat.gradient[head].add_(flat.weights[head], alpha=weight_decay)
     if clip_norm is not None:
-        flat.gradient.mul_(clip_norm / flat.gradient.norm().clamp(min=clip_norm))
+        norm = flat.gradient.norm()
+        if flat.gradient.is_cuda or norm > clip_norm:  # a GPU is not waited for, to be asked
+            flat.gradient.mul_(clip_norm / norm.clamp(min=clip_norm))
 
 
 class FlatOptimizer(torch.optim.Optimizer):

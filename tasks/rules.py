@@ -98,8 +98,12 @@ class Momentum:
 
     def update(self, weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], learning_rate: float) -> None:
         """See `Rule`."""
-        velocity = slots["velocity"].mul_(self.momentum).add_(gradient)
-        weights.sub_(velocity, alpha=learning_rate)
+        velocity = slots["velocity"]
+        if weights.device.type == "cpu":
+            vectors = [vector.numpy() for vector in (weights, gradient, velocity)]
+            kernels.momentum(*vectors, *numbers_like(weights, self.momentum, learning_rate))
+            return
+        weights.sub_(velocity.mul_(self.momentum).add_(gradient), alpha=learning_rate)
 
 
 @dataclass(frozen=True)
