@@ -157,13 +157,24 @@ def crop(maps: Tensor, boxes: Tensor) -> Tensor:
 
     TensorFlow's `crop_and_resize`: 14 points from edge to edge of a box, between the four cells around each. An image's
     edges are the middles of the map's outermost cells. Boxes have no gradient.
+
+    Each side is a product of matrices, which takes a third of the time of `grid_sample` on a CPU: that reads and
+    writes the default format alone.
     """
     steps = torch.linspace(0, 1, CROP, device=boxes.device)
     start, end = boxes[..., None, :2], boxes[..., None, 2:]
-    x, y = (2 * (start + steps[:, None] * (end - start)) - 1).unbind(dim=-1)  # from -1 to 1, as grid_sample has it
-    grid = torch.stack(torch.broadcast_tensors(x[..., None, :], y[..., :, None]), dim=-1)
-    values = F.grid_sample(maps.float(), grid.flatten(1, 2), align_corners=True, padding_mode="border").to(maps.dtype)
-    return values.permute(0, 2, 3, 1).reshape(-1, CROP, CROP, maps.shape[1]).permute(0, 3, 1, 2)
+    x, y = (start + steps[:, None] * (end - start)).clamp(0, 1).unbind(dim=-1)  # (N, K, 14)
+    height, width = maps.shape[2:]
+    cells = maps.permute(0, 2, 3, 1).flatten(2)  # (N, H, W * C)
+    rows = (_between(y, height).flatten(1, 2) @ cells).view(*boxes.shape[:2], CROP, width, -1)
+    crops = _between(x, width)[:, :, None] @ rows  # (N, K, 14, 14, C)
+    return crops.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _between(places: Tensor, cells: int) -> Tensor:
+    """How much of each of a side's cells is in each place: (...), in [0, 1] -> (..., cells)."""
+    across = torch.arange(cells, device=places.device)
+    return (1 - (places[..., None] * (cells - 1) - across).abs()).clamp(min=0)
 
 
 def faster_rcnn_mobilenet(spec: NetSpec) -> FasterRCNN:
