@@ -24,6 +24,7 @@ from pipelines.training.extra_workers import failures, persevere
 from pipelines.training.finite import FiniteOptimizer, complaint
 from pipelines.training.job import Job, bounds, net_spec
 from pipelines.training.origins import initialise
+from pipelines.training.precision import worker_precision
 from pipelines.training.reader import training_batches
 from pipelines.training.remote_optimizer import Line, RemoteOptimizer, Servers
 from pipelines.training.run import Run
@@ -164,7 +165,7 @@ def _fit(
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="gpu" if run.worker_gpus else "cpu",
-        precision=run.precision,
+        precision=worker_precision(run, rank),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,

@@ -42,6 +42,7 @@ class MomentumUpdates(Updates):
     momentum: Fraction
 
 
+Precision = Literal["32-true", "bf16-mixed", "auto"]
 Optimizer = Annotated[RMSpropUpdates | AdagradUpdates | MomentumUpdates, Field(discriminator="rule")]
 
 
@@ -171,7 +172,9 @@ class Run(Section):
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Positive  # of one worker
     seed: Seed
-    precision: Literal["32-true", "bf16-mixed"]
+    # auto: bf16-mixed where the device multiplies bfloat16 in hardware, else 32-true (`precision.resolved`). It is the
+    # same run on every machine, and its result then depends on the machine, to the rounding of bfloat16.
+    precision: Precision
     decode_threads: Annotated[int, Field(ge=0)]  # 0: images are decoded where they are used
     # Where training images are decoded; a GPU's pixels differ a little. Evaluation's, and a teacher's, are the CPU's.
     decode: Literal["cpu", "gpu"] = "cpu"

@@ -19,8 +19,9 @@ from pipelines.files import locked
 from pipelines.progress import counted
 from pipelines.shards import read_index
 from pipelines.training.origins import Origin
+from pipelines.training.precision import resolved
 from pipelines.training.reader import Teaching, evaluation_batches
-from pipelines.training.run import Run
+from pipelines.training.run import Precision, Run
 from pipelines.training.snapshots import load_snapshot
 from tasks import TASKS
 from tasks.base import predictions
@@ -78,7 +79,7 @@ def make_teacher(origin: Origin, stored: Path | None) -> Teacher:
     return Teacher(origin.run.task, origin.weights.resolve(), origin.spec, teaching)
 
 
-def store_predictions(teacher: Teacher, shards: Path, split: str, precision: str, threads: int) -> None:
+def store_predictions(teacher: Teacher, shards: Path, split: str, precision: Precision, threads: int) -> None:
     """Ask the teacher about every image of a split, once, and keep (samples, outputs) float32 in `teaching.stored`.
 
     The rows are NaN until they are computed: a killed pass goes on where it was. Raises ValueError for predictions that
@@ -111,7 +112,7 @@ def _predict(
     teacher: Teacher,
     shards: Path,
     split: str,
-    precision: str,
+    precision: Precision,
     threads: int,
     rows: np.memmap[tuple[int, int], np.dtype[np.float32]],
 ) -> None:
@@ -132,7 +133,7 @@ def _predict(
         targets=lambda _: {},
         start_sample=done,
     )
-    mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
+    mixed = torch.autocast(device, torch.bfloat16, enabled=resolved(precision, on_gpu=device == "cuda") == "bf16-mixed")
     with counted(f"{teacher.weights.parent.name} teaches {shards.name}", len(rows), done) as advance, mixed:
         for batch in batches:
             taught = predictions(task, net, batch.images.to(device)).float().cpu().numpy()
