@@ -1,8 +1,10 @@
-"""Rows of a table trained at once, each in a process of its own: `ROWS_AT_ONCE=4 dvc repro train_imagenet`.
+"""Rows of a table trained at once, each in a process of its own: as many as the machine has cores and memory for, or
+`ROWS_AT_ONCE=4 dvc repro train_imagenet`.
 
-How many is a matter of the machines and not of the result, so it is no value of params.yaml. On a named cluster a row
-starts when there is room for it beside those under way: Ray would let it wait with half of what it needs, and two such
-rows would wait for each other.
+How many is a matter of the machines and not of the result, so it is no value of params.yaml. On a named cluster, which
+is asked what it has only where somebody wants several, a row starts when there is room for it beside those under way:
+Ray would let it wait with half of what it needs, and two such rows would wait for each other. On one machine a row
+counts as many cores as its workers and servers take, unless it was told a number.
 
 The rows' processes are forked from one that has imported torch and Lightning, so that 10 s of CPU are spent once and
 not for each row. They share the cores: small nets gain little by a second thread, and two such rows trained at once on
@@ -19,15 +21,19 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from threading import Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.cluster import is_named, leave_cluster, resources, total, use_cluster
 from pipelines.plan import Plan
 from pipelines.progress import counted
 
+if TYPE_CHECKING:
+    from pipelines.training.run import Run
+
 log = logging.getLogger(__name__)
 VARIABLE = "ROWS_AT_ONCE"
 THREADS = "OMP_NUM_THREADS"
+MEMORY_OF_ROW = 6 * 1024**3  # bytes; the dearest row, a VGG detector with its optimizer, takes about 4 GiB
 EVERY_SECONDS = 0.2
 GRACE_SECONDS = 60.0  # for a process that was told to end: it may be writing a checkpoint
 IMPORTED = ["pipelines.training.launch"]  # in the process that rows are forked from
@@ -45,9 +51,18 @@ class Row(NamedTuple):
     telling: Thread
 
 
-def rows_at_once() -> int:
-    """What the environment asks for; 1 where it does not. Raises ValueError for what is no number above 0."""
-    text = os.environ.get(VARIABLE, "1")
+def rows_at_once(runs: Iterable[Run]) -> int:
+    """How many of these runs to train at once: what the environment asks for, or as many as this machine has cores and
+    memory for. Raises ValueError for what is no number above 0.
+
+    Unasked, one alone where a cluster is named, and where a run has GPUs, which the others would share.
+    """
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        if is_named() or total(bundle for run in runs for bundle in run.bundles)["GPU"]:
+            return 1
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(1, min(_cores(), memory // MEMORY_OF_ROW))
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{VARIABLE} is {text!r}; it must be a whole number above 0: how many rows train at once")
     return int(text)
@@ -69,8 +84,8 @@ def train_side_by_side(
     """
     waiting, running, failed = list(names), dict[str, Row](), list[str]()
     titles = {name: f"[{number}/{len(waiting)}] {name}" for number, name in enumerate(waiting, start=1)}
-    room = _room() if is_named() else None
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    room = _room()
+    threads = max(1, _cores() // at_once)
     with counted(f"{plan.table}: rows", len(waiting)) as advance:
         try:
             while running or (waiting and not failed):
@@ -95,7 +110,8 @@ def train_side_by_side(
 def startable(
     plan: Plan, waiting: Collection[str], running: Collection[str], at_once: int, room: Mapping[str, float] | None
 ) -> list[str]:
-    """The runs to start now, in order. room: amounts of "CPU" and "GPU"; None: there is no limit but their number.
+    """The runs to start now, in order. room: amounts of "CPU" and "GPU", of which one that is absent does not limit;
+    None: there is no limit but their number.
 
     A run that is larger than all the room is started when nothing else is under way: it is told so, or waits for
     an autoscaler.
@@ -111,8 +127,15 @@ def startable(
     return found
 
 
-def _room() -> dict[str, float]:
-    """What the cluster has."""
+def _cores() -> int:
+    """Of this machine, that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _room() -> dict[str, float] | None:
+    """What the named cluster has, or the cores of this machine; None where somebody has said how many rows it bears."""
+    if not is_named():
+        return None if VARIABLE in os.environ else {"CPU": float(_cores())}
     use_cluster()
     try:
         return resources()
@@ -140,7 +163,7 @@ def _row(output: Connection, train_row: TrainRow, plan: Plan, name: str, title: 
         os.dup2(output.fileno(), descriptor)
     output.close()
     if THREADS not in os.environ:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # here alone: Ray gives a worker as many as it has CPUs, by its environment
     train_row(plan, name, title)
 
 

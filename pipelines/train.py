@@ -36,14 +36,14 @@ BATCH_NORM_MEMORIES = 5
 
 
 def train(params: Params, scale: str, table: str, only: str | None = None) -> None:
-    """Train a table's unfinished runs one after another and leave a folder for each."""
+    """Train a table's unfinished runs, as many at once as `rows_at_once` says, and leave a folder for each."""
     plan = make_plan(params, scale, table, only)
     kept_rows.put_back(scale, map(plan.folder, plan.runs))
     unfinished = plan.unfinished(only)
     log.info("%s: %d of %d runs to train", table, len(unfinished), len(plan.runs))
     if not unfinished:
         return
-    at_once = 1 if only else min(rows_at_once(), len(unfinished))
+    at_once = 1 if only else min(rows_at_once(plan.runs[name] for name in unfinished), len(unfinished))
     if at_once > 1:
         start_importing()
     # All are checked, and refused where a net cannot be built or learned from, before the first is trained.

@@ -22,6 +22,16 @@ def _stored(key, generator):
     return Stored(key, simplejpeg.encode_jpeg(pixels, quality=90), fields, 40, 48)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_row_at_once():
+    """A test's rows train in its own process, which has what the test has patched, and one after another, so that the
+    test knows which is under way. By default a machine with several cores would train them side by side.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROWS_AT_ONCE", "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory):
     """96 training images in 3 shards and 30 to evaluate on, in 3 classes that any net can tell apart."""

@@ -5,10 +5,9 @@
 Runs `infra/venv dvc repro` in a clone of the project, with the environment that is there or that it makes first (which
 is told apart), and shows what it says. DVC names each stage that it begins, on a line of its own; a stage's time is
 that from its line to the next, what DVC itself does for it included. CPU seconds are those of the commands and of DVC
-as Linux counts them: processes that Ray starts beside them are not in it. Training loops are what the rows that were
-trained meanwhile say of themselves: the rest of a train stage is its start, and what is done for each row. With
-ROWS_AT_ONCE in the environment they overlap, and are together more than the stage. With `--command` another command
-runs in place of `infra/venv dvc repro`.
+as Linux counts them: processes that Ray starts beside them are not in it, nor rows that are trained side by side.
+Training loops are what the rows that were trained meanwhile say of themselves: those that are trained side by side
+overlap, and are together more than the stage. With `--command` another command runs in place of `infra/venv dvc repro`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ itself runs. The last line of its output is JSON: the parts, [name, seconds, CPU
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,7 @@ def main() -> None:
     params = load()
     parts.end("read params.yaml")
     import_all(parts)
+    os.environ["ROWS_AT_ONCE"] = "1"  # rows train in this process, where they are watched
     with watched(parts, rows):
         train.train(params, params.scale, sys.argv[2])
     print(json.dumps({"parts": parts.found, "rows": rows}))

@@ -10,10 +10,14 @@ import time
 
 import pytest
 
+from pipelines.side_by_side import rows_at_once
 from pipelines.training.curve import read_curve
 from tests.project import OTHERS, ROWS, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+# Where a shell started the tests in the background, children would ignore Ctrl-C.
+FOREGROUND = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,11 @@ def project(tmp_path_factory):
     made = Project(tmp_path_factory.mktemp("project"))
     made.repro()
     return made
+
+
+def start_training(project, **options):
+    command = [sys.executable, "-m", "pipelines.train", "imagenet"]
+    return subprocess.Popen(command, cwd=project.folder, env=project.environment, **options)
 
 
 def test_the_graph_ends_in_metrics_that_dvc_shows(project):
@@ -98,6 +107,31 @@ def test_rows_are_trained_side_by_side_and_the_lock_file_is_right(project, monke
     project.repro()  # for the tests that follow
 
 
+def test_by_default_rows_share_the_machine_and_ctrl_c_leaves_each_its_checkpoint(project, monkeypatch):
+    for name in ROWS:
+        project.set_row(name, seed=9, epochs=12)
+    for known in (os.environ, project.environment):
+        monkeypatch.delitem(known, "ROWS_AT_ONCE")
+    begun = ROWS[: rows_at_once([])]
+    work = project.folder / "results/sample/work"
+    stage = start_training(project, **FOREGROUND)
+    while not all(list(work.glob(f"{name}-*/checkpoint.pt")) for name in begun):
+        assert stage.poll() is None, "the stage ended before it could be interrupted"
+        time.sleep(0.01)
+    os.killpg(stage.pid, signal.SIGINT)
+    assert stage.wait(timeout=60) == 128 + signal.SIGINT
+    assert {name for name in ROWS if list(work.glob(f"{name}-*/checkpoint.pt"))} == {*begun}
+    interrupted = time.time()
+    assert "imagenet: 2 of 2 runs to train" in project.repro()
+    for name in ROWS:
+        curve = read_curve(project.row(name) / "curve.jsonl")
+        assert [row["step"] for row in curve] == list(range(1, 12 * 320 // 32 + 1))
+        assert (curve[0]["time"] < interrupted) == (name in begun)  # gone on with
+    for name in ROWS:
+        project.set_row(name, epochs=2)
+    project.repro()  # for the tests that follow
+
+
 def test_words_in_the_code_train_nothing(project):
     curves = project.curves()
     code = project.folder / "tasks" / "losses.py"
@@ -159,14 +193,7 @@ def test_a_changed_config_never_takes_up_an_old_checkpoint(project):
 def test_ctrl_c_fails_the_stage_in_a_ray_run_and_in_the_local_one_after_it(project, row):
     project.set_row(ROWS[0], kind="ddp", num_workers=2, seed=20 + ROWS.index(row), epochs=40)
     project.set_row(ROWS[1], seed=20 + ROWS.index(row), epochs=40)
-    stage = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", "imagenet"],
-        cwd=project.folder,
-        env=project.environment,
-        start_new_session=True,
-        # Where a shell started the tests in the background, children would ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    stage = start_training(project, **FOREGROUND)
     work = project.folder / "results/sample/work"
     while not any(read_curve(path) for path in work.glob(f"{row}-*/curve.jsonl")):
         assert stage.poll() is None, "the stage ended before it could be interrupted"
@@ -174,11 +201,6 @@ def test_ctrl_c_fails_the_stage_in_a_ray_run_and_in_the_local_one_after_it(proje
     os.killpg(stage.pid, signal.SIGINT)
     assert stage.wait(timeout=60) not in (0, None)
     assert list(work.glob(f"{row}-*"))  # what it goes on from
-
-
-def start_training(project, **options):
-    command = [sys.executable, "-m", "pipelines.train", "imagenet"]
-    return subprocess.Popen(command, cwd=project.folder, env=project.environment, **options)
 
 
 def test_sigterm_fails_the_stage_which_goes_on_later(project):

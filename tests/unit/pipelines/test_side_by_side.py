@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.side_by_side import rows_at_once, startable, train_side_by_side
+from pipelines.side_by_side import startable, train_side_by_side
 
 ROOM = {"CPU": 8.0, "GPU": 2.0}
 
@@ -50,19 +50,8 @@ def test_a_run_waits_for_those_that_it_needs():
     assert startable(needy, ["student", "tuned"], [], 9, ROOM) == ["student"]
 
 
-@pytest.mark.parametrize(("text", "number"), [("1", 1), ("16", 16), (None, 1)])
-def test_how_many(text, number, monkeypatch):
-    monkeypatch.delenv("ROWS_AT_ONCE", raising=False)
-    if text is not None:
-        monkeypatch.setenv("ROWS_AT_ONCE", text)
-    assert rows_at_once() == number
-
-
-@pytest.mark.parametrize("text", ["0", "-2", "two", "1.5", ""])
-def test_what_is_no_number(text, monkeypatch):
-    monkeypatch.setenv("ROWS_AT_ONCE", text)
-    with pytest.raises(ValueError, match=f"^ROWS_AT_ONCE is '{text}'; it must be a whole number above 0"):
-        rows_at_once()
+def test_a_room_without_gpus_does_not_limit_them():
+    assert startable(FREE, ["a", "b", "c", "d"], [], 9, {"CPU": 6.0}) == ["a", "b", "c"]
 
 
 def row(plan, name, title):
@@ -89,16 +78,36 @@ def rows_of(folder, *names):
 
 
 @pytest.mark.slow
-def test_rows_have_a_process_and_a_share_of_the_cores_each(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("asked", [True, False])
+def test_rows_have_a_process_and_a_share_of_the_cores_each(asked, tmp_path, caplog, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(4)})
+    if not asked:
+        monkeypatch.delenv("ROWS_AT_ONCE")
     caplog.set_level(logging.INFO)
     begun = []
     train_side_by_side(rows_of(tmp_path, "pair1", "pair2"), ["pair1", "pair2"], 2, row, begun.append)
     assert begun == ["pair1", "pair2"]
     processes = {int(path.read_text()) for path in tmp_path.iterdir()}
     assert len(processes | {os.getpid()}) == 3
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // 2)
+    threads = os.environ.get("OMP_NUM_THREADS") or 2
     assert {f"[1/2] pair1: {threads} threads", f"[2/2] pair2: {threads} threads"} <= set(caplog.messages)
+
+
+@pytest.mark.slow
+def test_unasked_a_row_that_takes_all_cores_has_nothing_beside_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("ROWS_AT_ONCE")
+
+    def begins(name):
+        if name == "second":
+            with pytest.raises(ProcessLookupError):
+                os.kill(int((tmp_path / "first").read_text()), 0)
+
+    names = ["first", "second"]
+    train_side_by_side(rows_of(tmp_path, *names), names, 2, row, begins)
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
 
 
 @pytest.mark.slow
