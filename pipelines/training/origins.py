@@ -17,6 +17,7 @@ from pipelines.training.run import Run
 from pipelines.training.snapshots import read_checked, reason
 from tasks.nets import DETECTORS, NetSpec, build
 
+BODY = "body."
 DETECTOR_HEADS = ("logits.", "offsets.")  # of SSD and of Faster R-CNN's second stage
 
 
@@ -33,19 +34,22 @@ class Origin(NamedTuple):
 @dataclass(frozen=True)
 class Initial:
     """Weights to start from. keep_head: the predictors of classes too, which are otherwise as random as without them.
-    into: where the names of the weights begin in the net: "body." for a classifier's in a detector.
+    into: where the names of the weights begin in the net: "body." for a classifier's in a detector. part: where those
+    begin in the file that are taken: "body." of another kind of detector.
     """
 
     weights: Path
     keep_head: bool
     into: str = ""
+    part: str = ""
 
 
 def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> Initial:
     """What `init_from` means for a run. Raises ValueError where the weights are not those of such a net.
 
     What predicts classes is kept where both nets tell the same classes apart, in the same order; of a file, which does
-    not name its classes, where it has as many. A detector starts from a classifier by its body, or from a detector.
+    not name its classes, where it has as many. A detector starts from a classifier by its body, or from a detector: one
+    of another kind by the body of that.
     """
     net = _meta(spec)
     where = f"run {run.name}: init_from {origin.name}"
@@ -53,7 +57,9 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
         state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
     except ValueError as error:
         raise ValueError(f"run {run.name}: init_from {error}") from None
-    into = "body." if spec.net in DETECTORS and not _is_detectors(state) else ""
+    part = BODY if spec.net in DETECTORS and _is_detectors(state) and state.keys() != net.state_dict().keys() else ""
+    into = BODY if part or (spec.net in DETECTORS and not _is_detectors(state)) else ""
+    state = _part(state, part)
     wanted = net.get_submodule(into.removesuffix(".")).state_dict()
     head = heads_of(net, into)
     stray = sorted(state.keys() - wanted.keys())
@@ -69,7 +75,7 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
             raise ValueError(f"{where} was trained with {key} {theirs}, the run has {ours}")
     fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted if name.startswith(head))
     same = origin.classes is None or list(origin.classes) == list(classes)
-    return Initial(origin.weights.resolve(), keep_head=not into and fits and same, into=into)
+    return Initial(origin.weights.resolve(), keep_head=not into and fits and same, into=into, part=part)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -99,11 +105,16 @@ def initialise(net: nn.Module, start: Initial) -> None:
     head, wanted = heads_of(net, start.into), part.state_dict()
     state = {
         name: value
-        for name, value in load_weights(start.weights).items()
+        for name, value in _part(load_weights(start.weights), start.part).items()
         if name in wanted and (start.keep_head or not name.startswith(head))
     }
     missing, _ = part.load_state_dict(state, strict=False)
     assert all(name.startswith(head) for name in missing), missing
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _is_detectors(state: Mapping[str, Tensor]) -> bool:

@@ -228,6 +228,21 @@ def test_a_detector_starts_from_a_detector_whole_or_but_for_what_is_of_classes(r
         assert torch.equal(value, (before if fresh else taken)[name]), name
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_detector_takes_the_body_of_another_kind_of_detector(run, tmp_path, is_file):
+    torch.manual_seed(14)
+    path, spec = tmp_path / "weights.pt", replace(DETECTOR, net="faster_rcnn_mobilenet")
+    torch.save(build(DETECTOR).state_dict(), path)
+    origin = Origin("other", path) if is_file else Origin("other", path, DETECTOR, None, ("1 a", "90 b"))
+    start = initial(run, spec, ["1 a", "90 b"], origin)
+    assert start == Initial(path, keep_head=False, into="body.", part="body.")
+    state, before = started(start, spec)
+    taken = torch.load(path, weights_only=True)
+    assert {name for name in taken if name.startswith("body.")} == {name for name in state if name.startswith("body.")}
+    for name, value in state.items():
+        assert torch.equal(value, (taken if name.startswith("body.") else before)[name]), name
+
+
 def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
     where = f"run {run.name}: init_from"
     with pytest.raises(ValueError, match=f"{where} imagenet_run: 'body.Conv2d_1a_7x7.depthwise.weight' is absent"):
@@ -238,3 +253,8 @@ def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
         initial(run, DETECTOR, ["1 a"], origin)
     with pytest.raises(ValueError, match="imagenet_run was trained with padding same, the run has symmetric"):
         initial(run, replace(DETECTOR, padding="symmetric"), ["1 a"], classifier)
+    other = Origin(
+        "detector", classifier.weights.with_name("detector.pt"), replace(DETECTOR, net="ssd300_inception_v2")
+    )
+    with pytest.raises(ValueError, match=f"{where} detector: 'body.conv0.conv.weight' is absent"):
+        initial(run, DETECTOR, ["1 a"], Origin("detector", classifier.weights, other))
