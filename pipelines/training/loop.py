@@ -42,6 +42,7 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have a `__len__`.*")
+warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # BatchNorm that is frozen
 
 
 def train_local(job: Job) -> None:

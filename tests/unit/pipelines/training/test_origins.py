@@ -253,8 +253,6 @@ def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
         initial(run, DETECTOR, ["1 a"], origin)
     with pytest.raises(ValueError, match="imagenet_run was trained with padding same, the run has symmetric"):
         initial(run, replace(DETECTOR, padding="symmetric"), ["1 a"], classifier)
-    other = Origin(
-        "detector", classifier.weights.with_name("detector.pt"), replace(DETECTOR, net="ssd300_inception_v2")
-    )
+    other = replace(DETECTOR, net="ssd300_inception_v2")
     with pytest.raises(ValueError, match=f"{where} detector: 'body.conv0.conv.weight' is absent"):
         initial(run, DETECTOR, ["1 a"], Origin("detector", classifier.weights, other))
