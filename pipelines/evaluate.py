@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,32 +40,64 @@ def evaluate(params: Params, scale: str, table_name: str) -> None:
     table = params.tables[table_name]
     results = paths.results(scale, table_name)
     records = {name: trained(params, scale, name) for name in runs}
-    own, *further = read_tests(params, scale, table_name)
+    tests = read_tests(params, scale, table_name)
 
     from pipelines.pictures import details
-    from pipelines.training.job import counts, trained_net
 
     fresh = results / ".evaluation.fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    measured, spools = {}, []
-    for name, run in runs.items():
-        weights, record = row_folder(params, scale, name) / "weights.pt", records[name]
-        net = trained_net(run, record["num_outputs"], weights)
-        evaluation = _evaluation(net, run, weights, record, own)
-        metrics = {**evaluation.metrics, **_detector_costs(net, run, table.num_outputs, own.reader)}
-        for data in further:
-            metrics |= data.prefixed(_evaluation(net, run, weights, record, data).metrics)
-        tested = {key: value for data in (own, *further) for key, value in data.prefixed(_tested_on(data)).items()}
-        counted = counts(run, table.num_outputs)
-        measured[name] = {**_described(run, record), **counted, **_data(table, record), **tested, **metrics}
-        drawn = write_details(details(run.task, evaluation, own.test_set, _images(own.reader)), fresh / name)
-        spools.append(paths.spool(scale, name, record["fingerprint"]))
-        tracking.log_evaluation(spools[-1], metrics, drawn)
-        log.info("%s: %s", name, _shown(evaluation.metrics))
+    measured: dict[str, dict[str, Any]] = {}
+    drawn: dict[Path, Future[None]] = {}
+    with ThreadPoolExecutor(1) as drawing:  # a net's pictures are drawn while the next one is at work
+        for name, run in runs.items():
+            weights = row_folder(params, scale, name) / "weights.pt"
+            described, metrics, own = _measure(run, weights, records[name], table, tests, partial(_finish, drawn))
+            measured[name] = {**described, **metrics}
+            spool = paths.spool(scale, name, records[name]["fingerprint"])
+            found = partial(details, run.task, own, tests[0].test_set, _images(tests[0].reader))
+            drawn[spool] = drawing.submit(_draw, found, fresh / name, spool, metrics)
+            log.info("%s: %s", name, _shown(own.metrics))
+        _finish(drawn)
     shutil.rmtree(results / "evaluation", ignore_errors=True)
     fresh.replace(results / "evaluation")
     write_json(results / "metrics.json", {"scale": scale, "table": table_name, "runs": measured})
-    tracking.send(spools)
+    tracking.send(list(drawn))
+
+
+def _measure(
+    run: Run,
+    weights: Path,
+    record: dict[str, Any],
+    table: Table,
+    tests: Sequence[TestData],
+    when_quiet: Callable[[], None],
+) -> tuple[dict[str, Any], dict[str, float], Evaluation]:
+    """What a run is, what it reaches on all test sets, and its evaluation on the table's own.
+
+    when_quiet: returns when nothing else is at work, for a latency to be measured.
+    """
+    from pipelines.training.job import counts, trained_net
+
+    net = trained_net(run, record["num_outputs"], weights)
+    evaluations = [_evaluation(net, run, weights, record, data) for data in tests]
+    when_quiet()
+    metrics = {**evaluations[0].metrics, **_detector_costs(net, run, table.num_outputs, tests[0].reader)}
+    tested: dict[str, Any] = {}
+    for data, evaluation in zip(tests, evaluations, strict=True):
+        metrics |= data.prefixed(evaluation.metrics)
+        tested |= data.prefixed(_tested_on(data))
+    described = {**_described(run, record), **counts(run, table.num_outputs), **_data(table, record), **tested}
+    return described, metrics, evaluations[0]
+
+
+def _draw(found: Callable[[], Details], folder: Path, spool: Path, metrics: Mapping[str, float]) -> None:
+    tracking.log_evaluation(spool, metrics, write_details(found(), folder))
+
+
+def _finish(drawn: Mapping[Path, Future[None]]) -> None:
+    """Wait until all is drawn, and raise what was raised there."""
+    for each in drawn.values():
+        each.result()
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

@@ -106,8 +106,9 @@ def net_spec(run: Run, num_outputs: int) -> NetSpec:
 
 def trained_net(run: Run, num_outputs: int, weights: Path) -> nn.Module:
     """The net of a finished run, with the weights that it left."""
-    net = build(net_spec(run, num_outputs))
-    net.load_state_dict(load_snapshot(weights))
+    with torch.device("meta"):  # random weights would be made for nothing
+        net = build(net_spec(run, num_outputs))
+    net.load_state_dict(load_snapshot(weights), assign=True)
     return net
 
 
