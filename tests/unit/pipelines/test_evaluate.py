@@ -127,6 +127,20 @@ def test_what_trained_runs_reached_is_written_with_where_it_comes_from(dogs):
         assert found["top1_correct"] > 10, "a net that says the same of all images would show nothing"
 
 
+def test_a_picture_that_cannot_be_written_leaves_what_was_there(dogs, monkeypatch):
+    evaluate(params(), "small", "dogs")
+    results = dogs / "results/small/dogs"
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file() and "train" not in path.parts}
+
+    def fails(_, folder):
+        raise OSError(f"{folder.name}: no space left")
+
+    monkeypatch.setattr("pipelines.evaluate.write_details", fails)
+    with pytest.raises(OSError, match="^student: no space left$"):
+        evaluate(params(), "small", "dogs")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def correct(folder, name):
     """How many of the test images a run's weights are right about, by a plain forward pass."""
     net = build(NetSpec("mobilenet", 0.25, 3)).eval()
