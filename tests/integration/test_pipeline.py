@@ -107,6 +107,7 @@ def test_rows_are_trained_side_by_side_and_the_lock_file_is_right(project, monke
     project.repro()  # for the tests that follow
 
 
+@pytest.mark.long
 def test_by_default_rows_share_the_machine_and_ctrl_c_leaves_each_its_checkpoint(project, monkeypatch):
     for name in ROWS:
         project.set_row(name, seed=9, epochs=12)
