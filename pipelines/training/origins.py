@@ -57,8 +57,9 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
         state = _meta(origin.spec).state_dict() if origin.spec else load_weights(origin.weights)
     except ValueError as error:
         raise ValueError(f"run {run.name}: init_from {error}") from None
-    part = BODY if spec.net in DETECTORS and _is_detectors(state) and state.keys() != net.state_dict().keys() else ""
-    into = BODY if part or (spec.net in DETECTORS and not _is_detectors(state)) else ""
+    its_heads = _detector_heads(state)
+    into = BODY if spec.net in DETECTORS and its_heads.isdisjoint(_detector_heads(net.state_dict())) else ""
+    part = BODY if into and its_heads else ""
     state = _part(state, part)
     wanted = net.get_submodule(into.removesuffix(".")).state_dict()
     head = heads_of(net, into)
@@ -117,8 +118,9 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _is_detectors(state: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(DETECTOR_HEADS) for name in state)
+def _detector_heads(state: Mapping[str, Tensor]) -> set[str]:
+    """The names of a detector's predictors, of which no other kind has one; none of a classifier."""
+    return {name for name in state if name.startswith(DETECTOR_HEADS)}
 
 
 def _meta(spec: NetSpec) -> nn.Module:

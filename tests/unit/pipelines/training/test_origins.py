@@ -253,6 +253,15 @@ def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
         initial(run, DETECTOR, ["1 a"], origin)
     with pytest.raises(ValueError, match="imagenet_run was trained with padding same, the run has symmetric"):
         initial(run, replace(DETECTOR, padding="symmetric"), ["1 a"], classifier)
-    other = replace(DETECTOR, net="ssd300_inception_v2")
+    other = replace(DETECTOR, net="faster_rcnn_inception_v2")
     with pytest.raises(ValueError, match=f"{where} detector: 'body.conv0.conv.weight' is absent"):
         initial(run, DETECTOR, ["1 a"], Origin("detector", classifier.weights, other))
+
+
+@pytest.mark.parametrize("name", ["added.0.0.weight", "body.body.conv0.conv.weight"])
+def test_a_detector_that_lacks_something_is_refused_and_not_taken_for_another_kind(run, tmp_path, name):
+    path, state = tmp_path / "weights.pt", build(DETECTOR).state_dict()
+    del state[name]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"init_from {path}: '{name}' is absent"):
+        initial(run, DETECTOR, ["1 a"], Origin(str(path), path))
