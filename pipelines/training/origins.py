@@ -70,6 +70,11 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
         found = tuple(state[name].shape) if name in state else None
         if not name.startswith(head) and found != tuple(tensor.shape):
             raise ValueError(f"{where}: {name!r} is {found or 'absent'}, it must be {tuple(tensor.shape)}")
+    if into:
+        try:
+            _derived(net, state)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     for key in ("padding", "activation", "batch_norm_epsilon"):
         theirs, ours = getattr(origin.spec or spec, key), getattr(spec, key)
         if theirs != ours:
@@ -104,9 +109,12 @@ def initialise(net: nn.Module, start: Initial) -> None:
     """Put the weights and statistics of `start` into a net."""
     part = net.get_submodule(start.into.removesuffix("."))
     head, wanted = heads_of(net, start.into), part.state_dict()
+    found = _part(load_weights(start.weights), start.part)
+    if start.into:
+        net.load_state_dict(_derived(net, found), strict=False)
     state = {
         name: value
-        for name, value in _part(load_weights(start.weights), start.part).items()
+        for name, value in found.items()
         if name in wanted and (start.keep_head or not name.startswith(head))
     }
     missing, _ = part.load_state_dict(state, strict=False)
@@ -116,6 +124,12 @@ def initialise(net: nn.Module, start: Initial) -> None:
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _derived(net: nn.Module, classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a detector makes of a classifier's weights for its layers outside its body."""
+    derive = getattr(net, "derive", None)
+    return derive(classifier) if derive else {}
 
 
 def _detector_heads(state: Mapping[str, Tensor]) -> set[str]:

@@ -13,14 +13,14 @@ https://github.com/weiliu89/caffe/blob/ssd/examples/ssd/ssd_coco.py
 VGG's printed weights seem to leave out the layers behind fc7, 2.46 million. Inception V2's public configuration has
 predictors of 3x3, which cost too much for the printed figures.
 
-The scores are a choice: Huang et al. have a softmax in all of them. Divergences: VGG's layers start from He's
-initialisation, so that they train without BatchNorm, its predictors from Xavier's; the two layers behind fc7 that are
+The scores are a choice: Huang et al. have a softmax in all of them. Divergences: VGG's layers that no classifier has
+start from He's initialisation, so that they train without BatchNorm, its predictors from Xavier's; the two layers behind fc7 that are
 without padding take a map below 3x3 for one of 3x3 with zeros around, so that inputs below 257 px work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +39,13 @@ from tasks.nets.spec import NetSpec, refuse_width
 ADDED_STDDEV = 0.03
 ADDED_DEPTHS = (512, 256, 256, 128)
 CONV4_3, CONV4_3_SCALE = 23, 20.0  # the first counts VGG's layers up to that map, ReLU included
+FC_MAP, FC_STRIDE, FC_EVERY = 7, 3, 4  # see `reduced_fc`
+FC_SHAPES: dict[str, tuple[int, ...]] = {
+    "classifier.0.weight": (4096, 512 * FC_MAP**2),
+    "classifier.0.bias": (4096,),
+    "classifier.3.weight": (4096, 4096),
+    "classifier.3.bias": (4096,),
+}
 
 
 class Head(NamedTuple):
@@ -66,8 +73,10 @@ class SSD(nn.Module):
         head: Head,
         num_classes: int,
         suppression: Suppression,
+        derive: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
+        self.derive = derive  # from a classifier's weights, those that the net has of it outside its body
         self.body, self.read, self.head, self.suppression = body, read, head, suppression
         self.necks, self.added = nn.ModuleList(necks), nn.ModuleList(added)
         convolution = partial(nn.Conv2d, kernel_size=head.kernel, padding=head.kernel // 2)
@@ -176,10 +185,32 @@ def ssd300_vgg(spec: NetSpec) -> SSD:
     body = nn.ModuleDict({"features": features})
     head = Head(caffe_levels(), kernel=3, scores="softmax")
     depths = (512, 1024, 512, 256, 256, 256)
-    net = SSD(body, _read_vgg, necks, added, depths, head, spec.num_classes, spec.suppression)
+    net = SSD(body, _read_vgg, necks, added, depths, head, spec.num_classes, spec.suppression, reduced_fc)
     _initialise([net.body, net.necks, net.added], partial(nn.init.kaiming_normal_, nonlinearity="relu"))
     _initialise([net.logits, net.offsets], nn.init.xavier_uniform_)
     return net
+
+
+def reduced_fc(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first two fully connected layers of VGG 16, as torchvision names them, as `ssd300_vgg`'s fc6 and fc7, by name.
+
+    Every 4th output, and of the 7x7 places every 3rd in each direction, which lie 6 apart on a map that is not pooled:
+    the SSD authors' VGG_ILSVRC_16_layers_fc_reduced. Empty for weights without a classifier. Raises ValueError for
+    layers that are missing or of other shapes.
+    """
+    if not any(name.startswith("classifier.") for name in classifier):
+        return {}
+    for name, shape in FC_SHAPES.items():
+        found = tuple(classifier[name].shape) if name in classifier else None
+        if found != shape:
+            raise ValueError(f"{name!r} is {found or 'absent'}, it must be {shape}")
+    fc6 = classifier["classifier.0.weight"].unflatten(1, (-1, FC_MAP, FC_MAP))
+    return {
+        "necks.1.1.weight": fc6[::FC_EVERY, :, ::FC_STRIDE, ::FC_STRIDE],
+        "necks.1.1.bias": classifier["classifier.0.bias"][::FC_EVERY],
+        "necks.1.3.weight": classifier["classifier.3.weight"][::FC_EVERY, ::FC_EVERY, None, None],
+        "necks.1.3.bias": classifier["classifier.3.bias"][::FC_EVERY],
+    }
 
 
 def _on_slim(body: MobileNet | InceptionV2, names: tuple[str, str], depths: tuple[int, int], spec: NetSpec) -> SSD:

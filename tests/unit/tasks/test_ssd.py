@@ -11,7 +11,7 @@ from tasks.boxes import encode
 from tasks.nets import NetSpec, build
 from tasks.nets.complexity import count
 from tasks.nets.inception import PaddedConv
-from tasks.nets.ssd import L2Norm, ValidConv
+from tasks.nets.ssd import L2Norm, ValidConv, reduced_fc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("ssd300_vgg", "ssd300_inception_v2", "ssd300_mobilenet")
@@ -262,6 +262,40 @@ def test_l2_norm_and_its_scale():
 def test_convolutions_without_padding_take_smaller_maps_with_zeros_around(size, pads):
     layer, maps = ValidConv(2, 3, 3), torch.randn(1, 2, *size)
     torch.testing.assert_close(layer(maps), F.conv2d(F.pad(maps, pads), layer.weight, layer.bias))
+
+
+def test_fc6_and_fc7_are_those_of_a_classifier_with_every_third_place_and_every_fourth_output():
+    """The oracle: VGG's own layers, of which all else is zero, at the 7x7 places that its last pool leaves of 13x13."""
+    from torchvision.models import vgg16
+
+    torch.manual_seed(0)
+    classifier = vgg16(num_classes=3).state_dict()
+    net = build(NetSpec("ssd300_vgg", num_classes=5))
+    net.load_state_dict(net.derive(classifier), strict=False)
+    conv5 = torch.randn(1, 512, 13, 13).relu()
+    pooled = F.max_pool2d(conv5, 3, stride=1, padding=1)[..., ::2, ::2]
+    assert pooled.shape[2:] == (7, 7)
+    kept = torch.zeros(7, 7, dtype=torch.bool)
+    kept[::3, ::3] = True
+    fc6 = F.linear((pooled * kept).flatten(1), classifier["classifier.0.weight"], classifier["classifier.0.bias"]).relu()
+    others = torch.arange(4096) % 4 > 0
+    fc6[:, others] = 0
+    fc7 = F.linear(fc6, classifier["classifier.3.weight"], classifier["classifier.3.bias"]).relu()
+    torch.testing.assert_close(net.necks[1](conv5)[..., 6, 6], fc7[:, ~others], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classifier.3.bias": None}, "'classifier.3.bias' is absent, it must be .4096,."),
+        ({"classifier.0.weight": torch.zeros(8, 9)}, "'classifier.0.weight' is .8, 9., it must be .4096, 25088."),
+    ],
+)
+def test_fully_connected_layers_that_are_not_vggs_are_named(changed, message):
+    with torch.device("meta"):
+        state = {**build(NetSpec("vgg16", num_classes=3)).state_dict(), **changed}
+    with pytest.raises(ValueError, match=message):
+        reduced_fc({name: value for name, value in state.items() if value is not None})
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
