@@ -41,12 +41,12 @@ def read_yaml(path: Path) -> Any:
     since the first would be lost.
     """
     with path.open() as file:
-        values = yaml.load(file, _Loader)  # noqa: S506  it is a SafeLoader
+        values = yaml.load(file, _Loader)  # noqa: S506  it is a CSafeLoader
     refuse_credentials(values)
     return values
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Refuses what YAML itself forbids and PyYAML lets pass."""
 
     def __init__(self, stream: Any) -> None:
