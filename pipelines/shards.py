@@ -15,7 +15,8 @@ import mmap
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from threading import Lock
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,10 @@ from pydantic.dataclasses import dataclass
 
 INDEX = "index.json"
 OFFSETS = ("image_offset", "image_bytes", "fields_offset", "fields_bytes", "height", "width")
+
+# NumPy reads an array's header with `ast`, which counts the depth of all threads as one in CPython 3.11 and raises
+# SystemError where another thread comes between (https://github.com/python/cpython/issues/106905).
+_PARSING = Lock()
 
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
@@ -145,12 +150,18 @@ def read_offsets(folder: Path, shard: Shard) -> npt.NDArray[np.int64]:
     verify(folder, shard)
     path = folder / shard.offsets_name
     try:
-        offsets: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
+        offsets: npt.NDArray[np.int64] = load_array(path)
     except ValueError as error:  # as of a pickle
         raise ValueError(f"{path} holds no offsets: {error}") from None
     if offsets.shape != (shard.samples, len(OFFSETS)):
         raise ValueError(f"{path} has shape {offsets.shape}, the index says {shard.samples} samples")
     return offsets
+
+
+def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> Any:
+    """`numpy.load` of an array that holds no objects, which several threads may call. Raises ValueError for others."""
+    with _PARSING:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
 
 
 def verify(folder: Path, shard: Shard) -> None:

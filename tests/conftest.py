@@ -1,6 +1,7 @@
 """A tiny data set and runs on it, for tests of what trains, and what they train on."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,14 @@ from pipelines.shards import Index, Split, Stored, read_index, write_shard
 from pipelines.training.run import Run
 
 NUM_CLASSES = 3
+
+
+def pytest_xdist_auto_num_workers(config):
+    """All fast tests share the cores. Those of Ray, of servers and of kills have them for themselves, one after
+    another; a few that are named start sooner in one process.
+    """
+    all_fast = config.args_source is config.ArgsSource.TESTPATHS and config.getoption("markexpr").startswith("not (")
+    return os.cpu_count() if all_fast else 0
 
 
 def _stored(key, generator):

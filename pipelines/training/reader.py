@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.shards import load_array
 from pipelines.training.gpu_decode import decode_on, moved
 from pipelines.training.order import balanced_stream, training_stream, uniforms
 from pipelines.training.split_reader import Fields, Ints
@@ -190,7 +191,7 @@ class Teaching:
 @lru_cache(maxsize=1)
 def _rows(path: Path) -> npt.NDArray[np.float32]:
     try:
-        rows: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows: npt.NDArray[np.float32] = load_array(path, mmap_mode="r")
     except ValueError as error:  # as of a pickle
         raise ValueError(f"{path} holds no predictions: {error}") from None
     return rows

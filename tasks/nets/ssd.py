@@ -14,8 +14,9 @@ VGG's printed weights seem to leave out the layers behind fc7, 2.46 million. Inc
 predictors of 3x3, which cost too much for the printed figures.
 
 The scores are a choice: Huang et al. have a softmax in all of them. Divergences: VGG's layers that no classifier has
-start from He's initialisation, so that they train without BatchNorm, its predictors from Xavier's; the two layers behind fc7 that are
-without padding take a map below 3x3 for one of 3x3 with zeros around, so that inputs below 257 px work.
+start from He's initialisation, so that they train without BatchNorm, its predictors from Xavier's; the two layers
+behind fc7 that are without padding take a map below 3x3 for one of 3x3 with zeros around, so that inputs below 257 px
+work.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def ssd300_vgg(spec: NetSpec) -> SSD:
 
 
 def reduced_fc(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first two fully connected layers of VGG 16, as torchvision names them, as `ssd300_vgg`'s fc6 and fc7, by name.
+    """VGG 16's first two fully connected layers, as torchvision names them, made `ssd300_vgg`'s fc6 and fc7, by name.
 
     Every 4th output, and of the 7x7 places every 3rd in each direction, which lie 6 apart on a map that is not pooled:
     the SSD authors' VGG_ILSVRC_16_layers_fc_reduced. Empty for weights without a classifier. Raises ValueError for

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards import INDEX, OFFSETS, Index, Shard, Split, Stored, read_index, verify, write_shard
+from pipelines.shards import INDEX, OFFSETS, Index, Shard, Split, Stored, read_index, read_offsets, verify, write_shard
 
 PAYLOADS = st.lists(st.tuples(st.binary(max_size=2000), st.binary(max_size=600)), max_size=12)
 
@@ -137,3 +139,21 @@ def test_swapped_shards_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "val-000001.tar").replace(tmp_path / "val-000000.tar")
     with pytest.raises(ValueError, match=r"val-000000\.tar has sha256"):
         verify(tmp_path, first)
+
+
+def test_threads_take_turns_at_parsing_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, under_way, seen = shards(tmp_path), [], []
+
+    def load(path: Path, **options: object) -> object:
+        under_way.append(path)
+        time.sleep(0.01)
+        seen.append(len(under_way))
+        under_way.remove(path)
+        return numpy_load(path, **options)
+
+    numpy_load = np.load
+    monkeypatch.setattr(np, "load", load)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda shard: read_offsets(tmp_path, shard), 4 * index.splits["train"].shards))
+    assert [len(offsets) for offsets in found] == 4 * [2, 1]
+    assert seen == [1] * 8

@@ -277,10 +277,10 @@ def test_fc6_and_fc7_are_those_of_a_classifier_with_every_third_place_and_every_
     assert pooled.shape[2:] == (7, 7)
     kept = torch.zeros(7, 7, dtype=torch.bool)
     kept[::3, ::3] = True
-    fc6 = F.linear((pooled * kept).flatten(1), classifier["classifier.0.weight"], classifier["classifier.0.bias"]).relu()
+    weights = [classifier[f"classifier.{name}"] for name in ("0.weight", "0.bias", "3.weight", "3.bias")]
     others = torch.arange(4096) % 4 > 0
-    fc6[:, others] = 0
-    fc7 = F.linear(fc6, classifier["classifier.3.weight"], classifier["classifier.3.bias"]).relu()
+    fc6 = F.linear((pooled * kept).flatten(1), *weights[:2]).relu().masked_fill(others, 0)
+    fc7 = F.linear(fc6, *weights[2:]).relu()
     torch.testing.assert_close(net.necks[1](conv5)[..., 6, 6], fc7[:, ~others], rtol=1e-4, atol=1e-5)
 
 

@@ -243,6 +243,21 @@ def test_a_detector_takes_the_body_of_another_kind_of_detector(run, tmp_path, is
         assert torch.equal(value, (taken if name.startswith("body.") else before)[name]), name
 
 
+def test_ssd_takes_vggs_fully_connected_layers_beside_its_body_and_refuses_other_ones(run, tmp_path):
+    torch.manual_seed(15)
+    spec, path = NetSpec("ssd300_vgg", num_classes=5), tmp_path / "vgg.pt"
+    taken = build(NetSpec("vgg16", num_classes=3)).state_dict()
+    torch.save(taken, path)
+    state, before = started(initial(run, spec, ["1 a"], Origin("vgg", path)), spec)
+    assert torch.equal(state["necks.1.1.bias"], taken["classifier.0.bias"][::4])
+    assert torch.equal(state["necks.1.3.weight"][..., 0, 0], taken["classifier.3.weight"][::4, ::4])
+    assert torch.equal(state["body.features.28.weight"], taken["features.28.weight"])
+    assert torch.equal(state["added.0.0.weight"], before["added.0.0.weight"])
+    torch.save({**taken, "classifier.0.bias": torch.zeros(7)}, path)
+    with pytest.raises(ValueError, match=f"{run.name}: init_from vgg: 'classifier.0.bias' is .7,., it must be .4096,."):
+        initial(run, spec, ["1 a"], Origin("vgg", path))
+
+
 def test_a_body_that_is_not_the_detectors_is_refused(run, classifier, origin):
     where = f"run {run.name}: init_from"
     with pytest.raises(ValueError, match=f"{where} imagenet_run: 'body.Conv2d_1a_7x7.depthwise.weight' is absent"):
