@@ -187,6 +187,7 @@ def test_photos_without_a_place_are_refused(tiny_shards):
         read_leaves(tiny_shards, "all")
 
 
+@pytest.mark.slow
 def test_a_net_learns_cells_and_is_measured_in_kilometres_on_each_test_set(project):
     evaluate(params(), "small", "geolocation")
     (found,) = json.loads((project / "results/small/geolocation/metrics.json").read_text())["runs"].values()
@@ -203,6 +204,7 @@ def test_a_net_learns_cells_and_is_measured_in_kilometres_on_each_test_set(proje
     assert sum(float(row["error_km"]) <= 25 for row in rows) == found["within_25_correct"]
 
 
+@pytest.mark.slow
 def test_the_position_of_a_cell_is_read_from_params(project):
     """The cells are hundreds of kilometres wide: their centres are far from the cities in them."""
     evaluate(params(cells={"partition": "few", "position": "centre"}), "small", "geolocation")
@@ -213,6 +215,7 @@ def test_the_position_of_a_cell_is_read_from_params(project):
     assert found["within_25_correct"] <= reachable.sum() < 20
 
 
+@pytest.mark.slow
 def test_a_test_set_that_is_not_given_is_left_out_and_said_so(project, caplog):
     folder = paths.shards("small", "im2gps3k")
     whole = (folder / "index.json").read_bytes()

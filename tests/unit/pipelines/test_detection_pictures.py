@@ -259,6 +259,7 @@ def test_the_table_and_the_bars_of_categories():
     assert np.count_nonzero(np.diff(rows) > 1) == 1  # two bars
 
 
+@pytest.mark.slow
 def test_without_detections_without_objects_and_without_either_there_are_pictures_all_the_same():
     crowd = [(10, 10, 50, 50, 1, True)]
     for detections, objects, drawn in (

@@ -613,6 +613,7 @@ def test_summary_counts_runs_and_names_every_version_of_data(made: Path):
     assert "Accuracies, im2gps3k: Accuracies at sample scale are of the sample data: 120 test images" in summary
 
 
+@pytest.mark.slow
 def test_a_run_without_results_stays_as_not_run(project: Path):
     without = {"imagenet": ["imagenet_w075_r224", "imagenet_vgg16"], "face_attributes": ["face_attributes_w100_r224"]}
     for table, names in without.items():
@@ -636,6 +637,7 @@ def test_a_run_without_results_stays_as_not_run(project: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_table_that_is_not_evaluated_is_shown_as_not_run(project: Path, caplog):
     (project / "results/sample/face_embeddings/metrics.json").unlink()
     report_stage.report(PARAMS, "sample")
@@ -680,6 +682,7 @@ def test_results_of_a_run_that_is_no_longer_planned_are_an_error(project: Path):
         report_stage.report(PARAMS, "sample")
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes_and_nothing_of_an_older_report_stays(made: Path, project: Path):
     again = project / "results/sample/report"
     again.mkdir()

@@ -230,6 +230,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("last", ["check 5", "write 2"])
+@pytest.mark.slow
 def test_a_kill_leaves_no_target_and_the_next_run_goes_on_to_the_same_end(
     raw: Path, shards: Path, tmp_path: Path, last: str
 ) -> None:

@@ -86,6 +86,7 @@ def assert_has_each_thing_once(spool: Path, store: str, evaluations: int, has_mo
     assert [file.path for file in client.list_artifacts(run_id)] == ["curve.jsonl"]
 
 
+@pytest.mark.slow
 def test_stores_that_are_told_in_turn_have_each_thing_once(run, stores, caplog):
     one, other = stores
     send(run, one)  # while it trains

@@ -340,6 +340,7 @@ def test_a_trial_that_cannot_be_built_is_refused_before_any_is_trained(project):
 
 
 @pytest.mark.parametrize("average", [None, 0.9])
+@pytest.mark.slow
 def test_a_halted_training_is_the_same_as_a_straight_one(project, tmp_path, one_thread, average):
     """Bit for bit, at its end and, against a run of that length, at each rung."""
     import torch

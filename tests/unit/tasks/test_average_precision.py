@@ -95,6 +95,7 @@ def test_the_interval_equals_resampling_by_hand():
 @pytest.mark.parametrize(
     ("prevalence", "share"), [(np.array([0.1, 0.3, 0.5]), 0.89), (np.linspace(0.02, 0.5, 40), 0.85)]
 )
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_and_is_no_wider_than_it_must_be(prevalence, share):
     """With many attributes their bias, which does not average out, is what counts."""
     rng = np.random.default_rng(0)

@@ -318,6 +318,7 @@ def photos(rng, count):
     return images
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_and_is_no_wider_than_it_must_be(monkeypatch):
     rng = np.random.default_rng(0)
     truth = evaluated(photos(rng, 3000), batch=3000).metrics["ap"]

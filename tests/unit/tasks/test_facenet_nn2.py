@@ -235,6 +235,7 @@ def test_channels_last_images_and_weights_change_nothing():
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_starts_near_chance_and_learns_noise_by_heart():
     torch.manual_seed(0)
     net = facenet_nn2(NetSpec("facenet_nn2", num_classes=4, batch_norm_decay=0.6))

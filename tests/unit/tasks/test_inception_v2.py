@@ -242,6 +242,7 @@ def test_a_width_other_than_one_is_refused():
         inception_v2(NetSpec("inception_v2", width=0.5))
 
 
+@pytest.mark.slow
 def test_starts_near_chance_and_learns_noise_by_heart():
     torch.manual_seed(0)
     net = inception_v2(NetSpec("inception_v2", num_classes=4, batch_norm_decay=0.6))

@@ -152,6 +152,7 @@ def test_bfloat16_packs_as_torch_rounds():
 
 
 @pytest.mark.parametrize("line", [{}, {"overlap": True}, {"wire": "bfloat16", "shared_memory": False}], ids=str)
+@pytest.mark.slow
 def test_a_run_learns_over_any_line_and_says_what_the_exchange_took(make_job, line):
     from pipelines.training.loop import train_with_servers
 

@@ -53,6 +53,7 @@ def test_one_worker_equals_serial_training_bit_for_bit(make_job, one_thread, num
     assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in serial_rows]
 
 
+@pytest.mark.slow
 def test_two_workers_and_two_servers_learn(make_job):
     job = make_job(
         kind="async", num_workers=2, epochs=12, servers={"num_servers": 2}, optimizer={"learning_rate": 0.02}

@@ -115,6 +115,7 @@ def wait_until_asked(server, name):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_either_fetches(streamed, server, index):
     server.files["/tiny/train-000000.tar"].rate = 5e4  # for two seconds
     processes = [start(index.digest)]

@@ -83,6 +83,7 @@ def test_both_ways_train_the_same_net_bit_for_bit(teacher, tiny_shards, make_job
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_both_ways_give_the_same_losses(teacher, tiny_shards, make_job):
     """With a rate at which the weights stay where they are: rounding grows a thousandfold at each step of a net this
     young, so that two runs that learn could be compared for one step alone."""
