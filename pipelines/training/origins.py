@@ -48,8 +48,8 @@ def initial(run: Run, spec: NetSpec, classes: Sequence[str], origin: Origin) -> 
     """What `init_from` means for a run. Raises ValueError where the weights are not those of such a net.
 
     What predicts classes is kept where both nets tell the same classes apart, in the same order; of a file, which does
-    not name its classes, where it has as many. A detector starts from a classifier by its body, or from a detector: one
-    of another kind by the body of that.
+    not name its classes, where it has as many. A detector starts from a classifier by its body, and by what it derives
+    from the rest (`tasks.nets.ssd.reduced_fc`); or from a detector: one of another kind by the body of that.
     """
     net = _meta(spec)
     where = f"run {run.name}: init_from {origin.name}"
