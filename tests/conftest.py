@@ -19,7 +19,10 @@ def pytest_xdist_auto_num_workers(config):
     another; a few that are named start sooner in one process.
     """
     all_fast = config.args_source is config.ArgsSource.TESTPATHS and config.getoption("markexpr").startswith("not (")
-    return os.cpu_count() if all_fast else 0
+    if not all_fast:
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else each process has as many threads as there are cores
+    return os.cpu_count()
 
 
 def _stored(key, generator):
