@@ -171,7 +171,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(**changes: object) -> Crawl:
     values = {
-        "mirror": None, "connections": 4, "per_host": 4, "attempts": 3, "timeout_seconds": 0.5, "max_bytes": 10_000,
+        "mirror": None, "connections": 4, "per_host": 4, "attempts": 3, "timeout_seconds": 2, "max_bytes": 10_000,
         "part_size": 100,
     }  # fmt: skip
     return Crawl.model_validate({**values, **changes})
