@@ -25,7 +25,7 @@ from pipelines import paths
 from pipelines.cell_table import current_cells
 from pipelines.config import Params
 from pipelines.files import locked
-from pipelines.shards import BLOCK, INDEX, OFFSETS, Index, Shard, Split, Stored, read_index, verify, write_shard
+from pipelines.shards import BLOCK, INDEX, OFFSETS, Index, Shard, Split, Stored, read_index, read_offsets, write_shard
 
 if TYPE_CHECKING:
     from pipelines.plan import Plan
@@ -139,8 +139,7 @@ def _parts(shards: Path, split: Split, target: Path) -> dict[str, list[Shard]]:
 
 def _stored(shards: Path, shard: Shard, start: int, stop: int) -> Iterator[Stored]:
     """The samples of a shard from one place in it to another, as they are stored, under the keys that they have."""
-    verify(shards, shard)
-    table = np.load(shards / shard.offsets_name, allow_pickle=False)
+    table = read_offsets(shards, shard)
     columns = {name: table[:, place].tolist() for place, name in enumerate(OFFSETS)}
     with (shards / shard.name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
         for row in range(start, stop):
