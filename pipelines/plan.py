@@ -116,11 +116,12 @@ class Plan:
         from pipelines.training.job import check_kind, net_spec
         from tasks import TASKS
         from tasks.nets import build, check_input_size
+        from tasks.nets.frozen import freeze
 
         if run.task not in TASKS:
             raise ValueError(f"task {run.task!r} is unknown; there are: {', '.join(sorted(TASKS))}")
         with torch.device("meta"):
-            build(net_spec(run, self.num_outputs))
+            freeze(build(net_spec(run, self.num_outputs)), run.frozen)
         check_kind(run)
         check_input_size(run.net, run.input_size)
 

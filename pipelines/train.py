@@ -111,11 +111,13 @@ def _announce(job: Job, title: str) -> None:
 
     from pipelines.training.job import net_spec
     from tasks.nets import build
+    from tasks.nets.frozen import freeze
     from tasks.optim import decays
 
     run = job.run
     with torch.device("meta"):
         net = build(net_spec(run, job.num_outputs))
+        freeze(net, run.frozen)
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for name, decayed in decays(net).items():
         sizes[decayed].append(net.get_parameter(name).numel())
@@ -127,6 +129,8 @@ def _announce(job: Job, title: str) -> None:
     )
     if job.initial is not None:
         log.info("%s: starts from %s, %s", title, run.init_from, _kept(job.initial))
+    if run.frozen:
+        log.info("%s: %s of it stay as they are", title, ", ".join(run.frozen))
     if job.teacher is not None:
         log.info("%s: learns from %s, predictions %s", title, run.teacher, run.teacher_outputs)
     decay = run.net_options.batch_norm_decay

@@ -77,7 +77,7 @@ class FlatState:
 class Flat(NamedTuple):
     """A net's tensors as views of flat vectors.
 
-    weights, gradient: (P,) float32, the parameters (those with weight decay first) and their gradients.
+    weights, gradient: (P,) float32, the parameters that are trained, first those with weight decay, and their gradient.
     statistics: (S,) float32, the floating-point buffers: BatchNorm's running means and variances.
     num_decayed: how many leading weights have weight decay.
     bound: each parameter and the view of `gradient` that is its `grad`.
@@ -97,7 +97,8 @@ class Flat(NamedTuple):
 
 
 def decays(net: nn.Module) -> dict[str, bool]:
-    """By parameter name, whether weight decay applies: not to depthwise filters, BatchNorm and biases.
+    """By name of the parameters that are trained, whether weight decay applies: not to depthwise filters, BatchNorm and
+    biases.
 
     Paper, section 3.2: "very little or no weight decay" on the depthwise filters; slim leaves BatchNorm and biases out.
     """
@@ -105,6 +106,8 @@ def decays(net: nn.Module) -> dict[str, bool]:
     for prefix, module in net.named_modules():
         depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             rule[f"{prefix}.{name}" if prefix else name] = parameter.ndim > 1 and not depthwise
     return rule
 
@@ -118,12 +121,14 @@ def anywhere(weights: Tensor, gradient: Tensor, statistics: Tensor) -> tuple[Ten
 
 
 def flatten(net: nn.Module, home: Home = anywhere) -> Flat:
-    """Rebind each parameter, gradient and float buffer of `net` to a view of a flat vector, values and strides kept.
+    """Rebind each parameter that is trained, gradient and float buffer of `net` to a view of a flat vector, values and
+    strides kept.
 
     home: says where weights and gradient are to lie; given these two and the statistics, it returns the two.
     """
     decayed = decays(net)
-    named = sorted(net.named_parameters(), key=lambda item: not decayed[item[0]])  # stable: decayed ones first
+    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    named = sorted(trained, key=lambda item: not decayed[item[0]])  # stable: decayed ones first
     parameters = [parameter for _, parameter in named]
     weights = _pack([parameter.data for parameter in parameters])
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]

@@ -22,8 +22,8 @@ from pipelines.files import write_json
 from pipelines.training.curve import Curve
 from pipelines.training.extra_workers import failures, persevere
 from pipelines.training.finite import FiniteOptimizer, complaint
-from pipelines.training.job import Job, bounds, net_spec
-from pipelines.training.origins import initialise
+from pipelines.training.first_net import first_net
+from pipelines.training.job import Job, bounds
 from pipelines.training.precision import worker_precision
 from pipelines.training.reader import training_batches
 from pipelines.training.remote_optimizer import Line, RemoteOptimizer, Servers
@@ -32,7 +32,6 @@ from pipelines.training.snapshots import load_newest, save_atomically, save_snap
 from tasks import TASKS
 from tasks.base import Batch
 from tasks.module import TaskModule
-from tasks.nets import build
 from tasks.optim import Flat, FlatOptimizer, FlatState, finish_gradient, flatten
 
 CHECKPOINT, WEIGHTS, SUMMARY, CURVE = "checkpoint.pt", "weights.pt", "summary.json", "curve.jsonl"
@@ -152,10 +151,7 @@ def _fit(
     Returns the optimizer, as it is at the end.
     """
     run = job.run
-    torch.manual_seed(run.seed)  # every worker builds the same initial weights
-    net = build(net_spec(run, job.num_outputs)).to(memory_format=torch.channels_last)
-    if job.initial is not None:
-        initialise(net, job.initial)
+    net = first_net(job)
     module = TaskModule(
         TASKS[run.task],
         net,
@@ -269,7 +265,7 @@ class _Recorder(pl.Callback):
 
 def export(job: Job, weights: Tensor, statistics: Tensor) -> None:
     """Write a finished run's flat vectors as the state dict of its net: plain contiguous tensors by name."""
-    net = build(net_spec(job.run, job.num_outputs)).to(memory_format=torch.channels_last)
+    net = first_net(job)  # for what is frozen
     flat = flatten(net)
     flat.weights.copy_(weights)
     flat.statistics.copy_(statistics)

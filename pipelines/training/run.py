@@ -138,7 +138,7 @@ _PARTS: Any = {
     "augment": {"central_fraction"},
     "detection": {"score_threshold", "nms_iou", "max_detections"},
 }
-_LATER = {"deal": "samples", "decode": "cpu"}
+_LATER = {"deal": "samples", "decode": "cpu", "frozen": ()}
 _LATER_OF_SERVERS = {"wire": "float32", "overlap": False}
 EXECUTION: Any = {**dict.fromkeys(_WATCHING, True), **_PARTS}
 
@@ -155,6 +155,8 @@ class Run(Section):
     # Weights to start from: those of another run, or a .pt file (see pipelines/import_weights.py), which is to be named
     # among its stage's deps in dvc.yaml too, so that `dvc repro` sees it change; null: random ones.
     init_from: str | None = None
+    # Parameters whose names begin so keep the values of init_from, as ["body.features.0."].
+    frozen: tuple[str, ...] = ()
     teacher: str | None = None  # a run whose predictions are learned in place of labels; null: labels
     # The teacher's predictions are computed once and kept beside the shards, or at every step: the losses are the same.
     teacher_outputs: Literal["stored", "step"] = "stored"
@@ -201,6 +203,8 @@ class Run(Section):
             raise ValueError(f"extra_workers is {self.extra_workers}; kind {self.kind} has none, use async or 0")
         if self.deal == "shards" and self.images_per_identity is not None:
             raise ValueError("deal is shards; with images_per_identity people are dealt, use samples")
+        if self.frozen and self.init_from is None:
+            raise ValueError(f"frozen is {', '.join(self.frozen)}; without init_from there is nothing to keep")
         if self.decode == "gpu" and not self.worker_gpus:
             raise ValueError("decode is gpu, but worker_gpus is 0: use cpu, or give workers a GPU")
         each = self.images_per_identity

@@ -1,7 +1,8 @@
-"""BatchNorm for fine-tuning at small batches: it stays what it was when the weights were loaded."""
+"""What stays in fine-tuning as it was when the weights were loaded: BatchNorm at small batches, and layers by name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm(nn.BatchNorm2d):
     """BatchNorm by its running mean and variance, in training as in evaluation; its factor and offset do not learn.
 
-    State-dict names are BatchNorm's. The two parameters stay parameters, without a gradient: optimizers see them, and
-    change nothing.
+    State-dict names are BatchNorm's. The two parameters stay parameters, without a gradient.
     """
 
     def __init__(self, channels: int, epsilon: float) -> None:
@@ -32,6 +32,23 @@ class FrozenBatchNorm(nn.BatchNorm2d):
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - it has one mode
         """Stay in evaluation mode."""
         return super().train(False)
+
+
+def freeze(net: nn.Module, prefixes: Sequence[str]) -> None:
+    """Take out of training the parameters whose names begin with one of `prefixes`.
+
+    BatchNorm's running statistics there go on. Raises ValueError where a prefix begins no name, and where nothing is
+    left to train.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"frozen: no parameter's name begins with {prefix!r}; they are: {', '.join(names)}")
+    for name, parameter in net.named_parameters():
+        if name.startswith(tuple(prefixes)):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(f"frozen: {', '.join(prefixes)} leave nothing to train")
 
 
 def freeze_batch_norm(net: nn.Module) -> None:

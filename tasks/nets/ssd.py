@@ -14,7 +14,7 @@ VGG's printed weights seem to leave out the layers behind fc7, 2.46 million. Inc
 predictors of 3x3, which cost too much for the printed figures.
 
 The scores are a choice: Huang et al. have a softmax in all of them. Divergences: VGG's layers that no classifier has
-start from He's initialisation, so that they train without BatchNorm, its predictors from Xavier's; the two layers
+start from He's initialisation, its predictors from Xavier's, and `settle` scales all behind its body; the two layers
 behind fc7 that are without padding take a map below 3x3 for one of 3x3 with zeros around, so that inputs below 257 px
 work.
 """
@@ -36,6 +36,7 @@ from tasks.nets.inception import PaddedConv
 from tasks.nets.inception_v2 import InceptionV2, inception_v2
 from tasks.nets.mobilenet import ACTIVATIONS, MobileNet, mobilenet
 from tasks.nets.spec import NetSpec, refuse_width
+from tasks.nets.unit_variance import scale_to_unit_variance, soft_noise
 
 ADDED_STDDEV = 0.03
 ADDED_DEPTHS = (512, 256, 256, 128)
@@ -89,6 +90,17 @@ class SSD(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, K, 6), see `tasks.boxes.detections`: what is seen, boxes in [0, 1], labels from 1."""
         return self.detect(self.outputs(images))
+
+    def settle(self, size: int) -> None:
+        """Scale the layers behind the body, where they are without BatchNorm, for the start of training at `size` px.
+
+        Else the smallest maps, where most of a kernel is outside, would give the predictors of large objects no signal.
+        """
+        if any(isinstance(layer, nn.BatchNorm2d) for layer in self.added.modules()):
+            return
+        with torch.no_grad():
+            maps = self.read(self.body, soft_noise(size))[-1]
+        scale_to_unit_variance([layer for part in (self.necks[-1], *self.added) for layer in part.children()], maps)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """By anchor: "logits" (N, A, C), class 0 the background, "offsets" (N, A, 4), and "anchors" (N, A, 4).

@@ -309,6 +309,11 @@ def test_one_run_alone_asks_for_nothing_that_it_does_not_need(project):
     [
         ({}, {"net": "mobilnet"}, "run other: net 'mobilnet' is unknown; there are: "),
         ({}, {"net": "facenet_nn2", "width": 0.5}, "run other: width is 0.5; facenet_nn2 has no width multiplier"),
+        (
+            {},
+            {"init_from": "master", "frozen": ["body.conv0.", "bod y"]},
+            "run other: frozen: no parameter's name begins with 'bod y'; they are: body.conv0.conv.weight, ",
+        ),
         ({"task": "faces"}, {}, "task 'faces' is unknown; there are: face_attributes, "),
         ({}, {"net": "ssd300_mobilenet", "width": 1.0}, "run other: net is 'ssd300_mobilenet'; task imagenet needs "),
         (

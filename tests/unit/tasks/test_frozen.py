@@ -1,10 +1,10 @@
-"""Frozen BatchNorm against torch's own in evaluation mode, and under training."""
+"""Frozen BatchNorm against torch's own in evaluation mode, and under training; layers that are frozen by name."""
 
 import pytest
 import torch
 from torch import nn
 
-from tasks.nets.frozen import FrozenBatchNorm, freeze_batch_norm
+from tasks.nets.frozen import FrozenBatchNorm, freeze, freeze_batch_norm
 from tasks.optim import decays, finish_gradient, flatten
 from tasks.rules import RMSprop
 
@@ -50,7 +50,7 @@ def test_training_leaves_it_alone():
     frozen, _ = made()
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     flat = flatten(frozen.train())
-    assert len(flat.weights) == sum(value.numel() for value in frozen.parameters()) == 12 + 4 + 8 + 144 + 4 + 8
+    assert len(flat.weights) == 12 + 4 + 144 + 4  # the two convolutions
     assert [name for name, decayed in decays(frozen).items() if decayed] == ["0.weight", "2.0.weight"]
     rule = RMSprop(decay=0.9, momentum=0.9, epsilon=1.0)
     slots = rule.slots(flat.weights)
@@ -61,3 +61,27 @@ def test_training_leaves_it_alone():
         rule.update(flat.weights, flat.gradient, slots, 0.1)
     changed = {name for name, value in frozen.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"0.weight", "0.bias", "2.0.weight", "2.0.bias"}
+
+
+def test_layers_are_frozen_by_how_their_names_begin_and_have_no_place_in_the_flat_vectors():
+    net = layers()
+    freeze(net, ["0.", "2.0.bias"])
+    assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == [
+        *("0.weight", "0.bias", "2.0.bias"),
+    ]
+    assert list(decays(net)) == ["1.weight", "1.bias", "2.0.weight", "2.1.weight", "2.1.bias"]
+    flat = flatten(net)
+    assert len(flat.weights) == 8 + 144 + 8
+    assert flat.num_decayed == 144
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        (["0.", "3."], r"frozen: no parameter's name begins with '3\.'; they are: 0\.weight, 0\.bias, 1\.weight, "),
+        (["0.", "1.", "2."], r"frozen: 0\., 1\., 2\. leave nothing to train"),
+    ],
+)
+def test_what_freezes_nothing_or_all_is_refused(prefixes, message):
+    with pytest.raises(ValueError, match=message):
+        freeze(layers(), prefixes)

@@ -107,6 +107,15 @@ def test_what_is_dealt_makes_another_run_where_it_is_said_and_none_where_it_is_n
         make_job(deal="shards", images_per_identity=2)
 
 
+def test_what_is_frozen_makes_another_run_and_needs_weights_to_keep(make_job):
+    run = make_job(init_from="other").run
+    assert "frozen" not in run.identity()
+    frozen = ("body.conv0.",)
+    assert make_job(init_from="other", frozen=frozen).run.identity() == {**run.identity(), "frozen": frozen}
+    with pytest.raises(ValueError, match="frozen is body.conv0.; without init_from there is nothing to keep"):
+        make_job(frozen=frozen)
+
+
 def test_where_images_are_decoded_makes_another_run_and_a_gpu_needs_one(make_job):
     run = make_job().run
     assert "decode" not in run.identity()

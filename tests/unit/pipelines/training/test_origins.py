@@ -168,6 +168,16 @@ def test_a_fresh_last_layer_is_the_one_that_the_run_would_have_without_an_origin
     assert not torch.allclose(one["body.conv0.conv.weight"], other["body.conv0.conv.weight"])
 
 
+def test_what_is_frozen_is_left_as_it_was_and_all_else_is_trained(make_job, origin):
+    frozen = ("body.conv0.", "body.conv1.")
+    job = make_job(initial=Initial(origin.weights, True), init_from="one", frozen=frozen)
+    train_local(job)
+    one, other = (torch.load(path, weights_only=True) for path in (job.folder / WEIGHTS, origin.weights))
+    parameters = {name for name, _ in build(SPEC).named_parameters()}
+    kept = {name for name in parameters if torch.equal(one[name], other[name])}
+    assert kept == {name for name in parameters if name.startswith(frozen)}
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("padding", "symmetric"), ("activation", "relu"), ("batch_norm_epsilon", 0.01)]
 )

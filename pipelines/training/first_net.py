@@ -1,0 +1,27 @@
+"""The net of a run as it is before the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipelines.training.job import Job, net_spec
+from pipelines.training.origins import initialise
+from tasks.nets import build
+from tasks.nets.frozen import freeze
+
+
+def first_net(job: Job) -> nn.Module:
+    """The same in all processes of a run: by its seed, with the weights that it starts from, and without gradients for
+    what is frozen.
+    """
+    run = job.run
+    torch.manual_seed(run.seed)
+    net = build(net_spec(run, job.num_outputs)).to(memory_format=torch.channels_last)
+    if job.initial is not None:
+        initialise(net, job.initial)
+    settle = getattr(net, "settle", None)
+    if settle and (job.initial is None or job.initial.into):  # layers that another detector has trained are settled
+        settle(run.input_size)
+    freeze(net, run.frozen)
+    return net
