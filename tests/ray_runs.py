@@ -95,7 +95,7 @@ def pushes(job):
     """How many pushes of each worker a run's first server has applied, up to now."""
     import ray
 
-    return ray.get(ray.get_actor(job.servers.actor_name(0)).record.remote())["pushes"]
+    return ray.get(ray.get_actor(job.servers.actor_name(0)).ask.remote("record"))["pushes"]
 
 
 def summary(job):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import AuthenticationError
 from typing import Any
 
 import ray
@@ -14,7 +17,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 
 from pipelines.training.messages import Push, Reply, ServerPlan, Vector
-from pipelines.training.parameter_server import ParameterShard
+from pipelines.training.served_shard import Line, ServedShard, connected
 from pipelines.training.shared_vectors import Window
 
 # A restarted server is back when its process has started and read its snapshot.
@@ -23,10 +26,11 @@ RETRY_SECONDS = 0.2
 
 
 class RayServers:
-    """`remote_optimizer.Servers` on actor handles, one request to each in flight at once."""
+    """`remote_optimizer.Servers` on handles of `ServedShard`, one request to each in flight at once."""
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self.handles = handles
+        self._lines: dict[int, Line | None] = {}  # by a server's place in `handles`; None: there can be none
 
     @classmethod
     def connect(cls, plan: ServerPlan) -> RayServers:
@@ -51,12 +55,42 @@ class RayServers:
     def _ask(
         self, method: str, arguments: Sequence[tuple[Any, ...]], windows: Sequence[Window | None]
     ) -> Callable[[], list[Reply]]:
-        asked = list(zip(self.handles, arguments, windows, strict=True))
-        references = [getattr(server, method).remote(*values) for server, values, _ in asked]
-        return lambda: [
-            self._answer(server, method, values, window, reference)
-            for (server, values, window), reference in zip(asked, references, strict=True)
-        ]
+        asked = enumerate(zip(arguments, windows, strict=True))
+        answers = [self._asked(index, method, values, window) for index, (values, window) in asked]
+        return lambda: [answer() for answer in answers]
+
+    def _asked(self, index: int, method: str, values: tuple[Any, ...], window: Window | None) -> Callable[[], Reply]:
+        """Ask one server, by the line to it for a push whose vectors it sees; returns what waits for the reply."""
+        server = self.handles[index]
+        if method == "push" and values[0].window is not None and (line := self._line(index)):
+            with suppress(OSError):  # the server has died; Ray says so too
+                line.send(values[0])
+                return partial(self._heard, index, line, values[0].worker, window)
+            del self._lines[index]
+        return partial(self._answer, server, method, values, window, server.ask.remote(method, *values))
+
+    def _line(self, index: int) -> Line | None:
+        if index not in self._lines:
+            try:
+                address = ray.get(self.handles[index].address.remote())
+            except RayActorError:
+                return None  # for now
+            try:
+                self._lines[index] = connected(address)
+            except (OSError, EOFError, AuthenticationError):  # a container with a network of its own, for one
+                self._lines[index] = None
+        return self._lines[index]
+
+    def _heard(self, index: int, line: Line, worker: int, window: Window | None) -> Reply:
+        """A reply by a server's line; where the server has died, what `_answer` says then."""
+        try:
+            reply = line.recv()
+        except (OSError, EOFError):
+            del self._lines[index]
+            return self._asked(index, "pull", (worker, window), window)()._replace(status="lost")
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _answer(
         self, server: Any, method: str, values: tuple[Any, ...], window: Window | None, reference: Any
@@ -81,7 +115,7 @@ class RayServers:
             time.sleep(RETRY_SECONDS)
             if method == "push":
                 lost, method, values = True, "pull", (values[0].worker, window)
-            reference = getattr(server, method).remote(*values)
+            reference = server.ask.remote(method, *values)
 
 
 @dataclass
@@ -131,7 +165,7 @@ class _ParameterServerBackend(Backend):
             "max_task_retries": 0,  # a push repeated by Ray could be applied twice
             "scheduling_strategy": "SPREAD",
         }
-        server: Any = ray.remote(ParameterShard)
+        server: Any = ray.remote(ServedShard)
         self.actors = [
             server.options(name=plan.actor_name(index), **options).remote(plan, index)
             for index in range(plan.num_servers)
@@ -148,7 +182,7 @@ class _ParameterServerBackend(Backend):
             ray.cancel(task, force=True)
         self.extras = []
         try:
-            ray.get([actor.snapshot.remote() for actor in self.actors])
+            ray.get([actor.ask.remote("snapshot") for actor in self.actors])
         finally:
             for actor in self.actors:
                 ray.kill(actor)

@@ -27,8 +27,8 @@ import torch
 
 from pipelines.training.async_backend import RayServers
 from pipelines.training.messages import ServerPlan
-from pipelines.training.parameter_server import ParameterShard
 from pipelines.training.remote_optimizer import Line, RemoteOptimizer
+from pipelines.training.served_shard import ServedShard
 from tasks.nets import NetSpec, build
 from tasks.optim import FlatState
 from tasks.rules import RMSprop, Staircase
@@ -76,7 +76,7 @@ def make_worker(name: str) -> RemoteOptimizer:
     line, never = LINES[name], 10**9
     folder = Path(tempfile.mkdtemp())
     plan = ServerPlan(name, 1, 1, folder, RULE, RATE, None, never, "none", 1, never, 100, wire=line.wire)
-    server = ray.remote(ParameterShard).options(num_cpus=0).remote(plan, 0)
+    server = ray.remote(ServedShard).options(num_cpus=0).remote(plan, 0)
     worker = RemoteOptimizer(build(SPEC), lambda _: None, RayServers([server]), line, 0, 32, dict, None)
     worker.flat.gradient.fill_(1e-4)
     return worker

@@ -40,6 +40,7 @@ from pipelines.training.loop import CURVE, train_local
 from pipelines.training.messages import Push, ServerPlan, as_tensor
 from pipelines.training.parameter_server import ParameterShard
 from pipelines.training.run import Run
+from pipelines.training.served_shard import ServedShard
 from tasks.rules import RMSprop, Staircase
 from tests.benchmarks.record import Figure, spread, write
 
@@ -48,7 +49,7 @@ PARAMETERS, STATISTICS = 215_642, 5_472  # MobileNet 0.25 with ten classes
 LONGER = 8  # times as many, to tell calls from parameters
 
 
-class MeasuredShard(ParameterShard):
+class MeasuredShard(ServedShard):
     """A server that says how much it has computed."""
 
     def cpu_seconds(self) -> float:

@@ -30,7 +30,7 @@ def test_one_worker_becomes_three_and_then_two_without_a_restart(make_job, clust
     thread, errors = launched(job)
     wait_for_step(job, 20)
     assert set(pushes(job)) == {0}
-    first = processes("RayTrainWorker"), processes("ParameterShard")
+    first = processes("RayTrainWorker"), processes("ServedShard")
     assert list(map(len, first)) == [1, 2]
 
     machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -47,7 +47,7 @@ def test_one_worker_becomes_three_and_then_two_without_a_restart(make_job, clust
     going = {rank for rank in after if after[rank] > before[rank]}
     assert len(going) == 2
     assert 0 in going
-    assert (processes("RayTrainWorker"), processes("ParameterShard")) == first, "somebody was started again"
+    assert (processes("RayTrainWorker"), processes("ServedShard")) == first, "somebody was started again"
     assert thread.is_alive()
     thread.join()
     assert not errors

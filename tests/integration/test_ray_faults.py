@@ -89,7 +89,7 @@ def test_the_driver_killed(make_job, tmp_path):
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     with subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path / "job"], cwd=ROOT) as driver:
         wait_for_step(job, 70)
-        theirs = processes("RayTrainWorker", driver.pid) + processes("ParameterShard", driver.pid)
+        theirs = processes("RayTrainWorker", driver.pid) + processes("ServedShard", driver.pid)
         assert len(theirs) == 4
         killed = time.time()
         driver.kill()
@@ -110,7 +110,7 @@ def test_a_full_disk_and_then_a_damaged_snapshot(make_job, caplog):
     job = make_job(kind="async", epochs=20, servers=servers, max_failures=0)
     thread, errors = launched(job)
     wait_for_step(job, 50)
-    (server,) = processes("ParameterShard")
+    (server,) = processes("ServedShard")
     resource.prlimit(server, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     thread.join()
     path = job.servers.snapshot(0)

@@ -86,7 +86,7 @@ class Launched:
 
 
 def actors(node):
-    return [len(node.processes(f"ray::{name}")) for name in ("RayTrainWorker", "ParameterShard")]
+    return [len(node.processes(f"ray::{name}")) for name in ("RayTrainWorker", "ServedShard")]
 
 
 def test_without_a_network_for_30_seconds(cluster, job):

@@ -63,7 +63,7 @@ def test_asynchronous_workers_do_not_wait_for_a_slow_or_a_hanging_one(make_job, 
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(TIMEOUT))
     job = make_job(kind="async", num_workers=2, batch_size=32, epochs=400, servers={"num_servers": 1})
     thread, errors = launched(job)
-    wait_for(lambda: processes("ParameterShard"), "a server")
+    wait_for(lambda: processes("ServedShard"), "a server")
     wait_for_step(job, 20)
     wait_for(lambda: len(pushes(job)) == 2, "both workers push")
     workers = processes("RayTrainWorker")

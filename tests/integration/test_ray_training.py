@@ -54,7 +54,7 @@ def test_a_killed_server_comes_back_from_its_snapshot(make_job):
     job = make_job(kind="async", num_workers=2, epochs=60, servers={"num_servers": 2, "snapshot_steps": 20})
     thread, errors = launched(job)
     wait_for_step(job, 60)
-    servers = processes("ParameterShard")
+    servers = processes("ServedShard")
     assert len(servers) == 2
     os.kill(servers[1], signal.SIGKILL)
     thread.join()

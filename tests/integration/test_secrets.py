@@ -115,7 +115,7 @@ def test_what_the_environment_holds_reaches_no_log_of_ray(project, ray_folder, k
         assert done.returncode == 0, said.decode()
     logs = b"".join(path.read_bytes() for path in ray_folder.glob("ray/session_2*/logs/**/*") if path.is_file())
     assert b"RayTrainWorker" in logs
-    assert (b"ParameterShard" in logs) == (kind == "async")
+    assert (b"ServedShard" in logs) == (kind == "async")
     assert [*leaks(ray_folder)] == []
     assert not any(form in said for form in FORMS)
 
