@@ -82,6 +82,13 @@ def test_rows_that_others_need_come_first(project):
     assert set(plan.unfinished(None)) == {"master", "pupil", "other"}
 
 
+def test_the_longest_chain_of_rows_comes_first(project):
+    row = project["tables"]["first"]["runs"]["other"]
+    after = {"alone": None, "first": None, "second": "first", "side": "first", "third": "second"}
+    project["tables"]["second"]["runs"] = {name: {**row, "init_from": wanted} for name, wanted in after.items()}
+    assert list(plan_of(project, "second").runs) == ["first", "second", "alone", "side", "third"]
+
+
 def test_a_row_is_trained_again_when_what_it_needs_is(project):
     plan = plan_of(project)
     finish(plan, "master", "other")
