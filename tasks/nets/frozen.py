@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+SHOWN = 8  # names, where one is not found
+
 
 class FrozenBatchNorm(nn.BatchNorm2d):
     """BatchNorm by its running mean and variance, in training as in evaluation; its factor and offset do not learn.
@@ -43,7 +45,8 @@ def freeze(net: nn.Module, prefixes: Sequence[str]) -> None:
     names = [name for name, _ in net.named_parameters()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"frozen: no parameter's name begins with {prefix!r}; they are: {', '.join(names)}")
+            shown = ", ".join(names[:SHOWN]) + (f" and {more} more" if (more := len(names) - SHOWN) > 0 else "")
+            raise ValueError(f"frozen: no parameter's name begins with {prefix!r}; they are: {shown}")
     for name, parameter in net.named_parameters():
         if name.startswith(tuple(prefixes)):
             parameter.requires_grad_(False)
