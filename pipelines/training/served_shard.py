@@ -8,12 +8,13 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from threading import Lock, Thread
 from typing import Any, NamedTuple, TypeAlias
 
 from pipelines.training.messages import Push, Reply, ServerPlan
 from pipelines.training.parameter_server import ParameterShard
+from pipelines.training.shared_vectors import this_machine
 
 
 class Address(NamedTuple):
@@ -39,8 +40,8 @@ class ServedShard:
         self._shard = ParameterShard(plan, index)
         self._lock = Lock()
         self._address = Address(f"\0parameter-server-{secrets.token_hex(8)}", secrets.token_bytes(32))
-        self._listener = Listener(self._address.name, "AF_UNIX", authkey=self._address.key)
-        Thread(target=self._listen, daemon=True).start()
+        if this_machine() is not None:  # else no worker will ask for the address: such sockets are Linux's alone, too
+            Thread(target=self._listen, args=(Listener(self._address.name, "AF_UNIX"),), daemon=True).start()
 
     def address(self) -> Address:
         """For a worker that shares memory with this server, and only for it: who has the key is believed."""
@@ -51,13 +52,15 @@ class ServedShard:
         with self._lock:
             return getattr(self._shard, method)(*values)
 
-    def _listen(self) -> None:
+    def _listen(self, listener: Listener) -> None:
         while True:
-            with suppress(AuthenticationError, EOFError, OSError):  # of one who asks; the next is heard again
-                Thread(target=self._answer, args=(self._listener.accept(),), daemon=True).start()
+            Thread(target=self._answer, args=(listener.accept(),), daemon=True).start()
 
     def _answer(self, worker: Connection[Reply | Exception, Push]) -> None:
-        with worker, suppress(EOFError, OSError):  # the worker's end
+        with worker, suppress(EOFError, OSError, AuthenticationError):  # the worker's end
+            # Here and not in `accept`, where one who stops in the middle would keep all others out.
+            deliver_challenge(worker, self._address.key)
+            answer_challenge(worker, self._address.key)
             while True:
                 worker.send(self._told(worker.recv()))
 
