@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.augment import normalise
 
-PASSES, SECONDS = 20, 1.0  # at most, whichever comes first; one more goes before, to warm up
+PASSES, SECONDS = 20, 0.5  # at most, whichever comes first; one more goes before, to warm up
 
 
 @torch.inference_mode()
