@@ -130,15 +130,17 @@ def workload(run: Run, num_outputs: int) -> Workload:
     from pipelines.training.job import net_spec
     from tasks.nets import build
     from tasks.nets.complexity import count
+    from tasks.nets.frozen import freeze
 
     with torch.device("meta"):
         net = build(net_spec(run, num_outputs))
+    freeze(net, run.frozen)
     counted = count(net, run.input_size)
     depthwise = sum(cost.mult_adds for kind, cost in counted.by_kind.items() if kind.startswith("conv dw"))
     return Workload(
         mult_adds=counted.mult_adds - depthwise,
         depthwise_mult_adds=depthwise,
-        parameters=counted.parameters_all,
+        parameters=sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad),
         statistics=sum(buffer.numel() for buffer in net.buffers() if buffer.is_floating_point()),
         batch_size=run.batch_size,
         decode_threads=max(1, run.decode_threads),

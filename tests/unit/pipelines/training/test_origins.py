@@ -253,6 +253,7 @@ def test_a_detector_takes_the_body_of_another_kind_of_detector(run, tmp_path, is
         assert torch.equal(value, (taken if name.startswith("body.") else before)[name]), name
 
 
+@pytest.mark.slow
 def test_ssd_takes_vggs_fully_connected_layers_beside_its_body_and_refuses_other_ones(run, tmp_path):
     torch.manual_seed(15)
     spec, path = NetSpec("ssd300_vgg", num_classes=5), tmp_path / "vgg.pt"
