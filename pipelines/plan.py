@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from pipelines import paths
 from pipelines.cell_table import current_cells
 from pipelines.config import Params
 from pipelines.files import digest
+from pipelines.row_order import closure, in_order
 from pipelines.shards import Index, read_given
 from pipelines.training import rows
 from pipelines.training.run import Run
@@ -231,8 +231,8 @@ def make_plan(params: Params, scale: str, table: str, only: str | None = None) -
     if only is not None and only not in runs:
         raise ValueError(f"run {only!r} is unknown; table {table} has: {', '.join(runs)}")
     needs = {name: [wanted for wanted in run.origins.values() if wanted in runs] for name, run in runs.items()}
-    order = _in_order(table, needs)
-    wanted_runs = set(runs) if only is None else _closure(only, needs)
+    order = in_order(table, needs)
+    wanted_runs = set(runs) if only is None else closure(only, needs)
     planned = {name: runs[name] for name in order if name in wanted_runs}
     for name, run in planned.items():
         for key, wanted in run.origins.items():
@@ -245,26 +245,6 @@ def make_plan(params: Params, scale: str, table: str, only: str | None = None) -
     code = rows.code_digest(python - HARMLESS)
     index = read_given(shards)
     return Plan(params, scale, table, planned, shards, index, classes_of(params, scale, table, index), code)
-
-
-def _in_order(table: str, needs: Mapping[str, list[str]]) -> list[str]:
-    """Runs after those that they need, and first those with the most of others behind them, one behind the other: at
-    the end such a chain would leave all but one core idle.
-    """
-    try:
-        order = [*TopologicalSorter(needs).static_order()]
-    except CycleError as error:
-        raise ValueError(f"table {table}: runs need each other: {' <- '.join(error.args[1])}") from None
-    behind = dict.fromkeys(order, 0)
-    for name in reversed(order):
-        for wanted in needs[name]:
-            behind[wanted] = max(behind[wanted], behind[name] + 1)
-    return sorted(order, key=lambda name: -behind[name])
-
-
-def _closure(name: str, needs: Mapping[str, list[str]]) -> set[str]:
-    """A run and all that it needs, as far as they lead."""
-    return {name}.union(*(_closure(wanted, needs) for wanted in needs[name]))
 
 
 def classes_of(params: Params, scale: str, table: str, index: Index) -> tuple[str, ...]:
