@@ -113,15 +113,14 @@ class Plan:
     def _check_net(self, run: Run) -> None:
         import torch
 
-        from pipelines.training.job import check_kind, net_spec
+        from pipelines.training.job import check_kind, untrained_net
         from tasks import TASKS
-        from tasks.nets import build, check_input_size
-        from tasks.nets.frozen import freeze
+        from tasks.nets import check_input_size
 
         if run.task not in TASKS:
             raise ValueError(f"task {run.task!r} is unknown; there are: {', '.join(sorted(TASKS))}")
         with torch.device("meta"):
-            freeze(build(net_spec(run, self.num_outputs)), run.frozen)
+            untrained_net(run, self.num_outputs)
         check_kind(run)
         check_input_size(run.net, run.input_size)
 

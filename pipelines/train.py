@@ -109,15 +109,12 @@ def _announce(job: Job, title: str) -> None:
     """Say what is about to be trained, what has weight decay, and where the recipe does not suit the run's length."""
     import torch
 
-    from pipelines.training.job import net_spec
-    from tasks.nets import build
-    from tasks.nets.frozen import freeze
+    from pipelines.training.job import untrained_net
     from tasks.optim import decays
 
     run = job.run
     with torch.device("meta"):
-        net = build(net_spec(run, job.num_outputs))
-        freeze(net, run.frozen)
+        net = untrained_net(run, job.num_outputs)
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for name, decayed in decays(net).items():
         sizes[decayed].append(net.get_parameter(name).numel())

@@ -127,7 +127,7 @@ def flatten(net: nn.Module, home: Home = anywhere) -> Flat:
     home: says where weights and gradient are to lie; given these two and the statistics, it returns the two.
     """
     decayed = decays(net)
-    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in net.named_parameters() if name in decayed]
     named = sorted(trained, key=lambda item: not decayed[item[0]])  # stable: decayed ones first
     parameters = [parameter for _, parameter in named]
     weights = _pack([parameter.data for parameter in parameters])

@@ -127,14 +127,11 @@ def workload(run: Run, num_outputs: int) -> Workload:
     """What a step of a run consists of, at the input size that it is trained with."""
     import torch
 
-    from pipelines.training.job import net_spec
-    from tasks.nets import build
+    from pipelines.training.job import untrained_net
     from tasks.nets.complexity import count
-    from tasks.nets.frozen import freeze
 
     with torch.device("meta"):
-        net = build(net_spec(run, num_outputs))
-    freeze(net, run.frozen)
+        net = untrained_net(run, num_outputs)
     counted = count(net, run.input_size)
     depthwise = sum(cost.mult_adds for kind, cost in counted.by_kind.items() if kind.startswith("conv dw"))
     return Workload(

@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.worker_group import ReplicaGroup
 
 from pipelines.training.messages import Push, Reply, ServerPlan, Vector
-from pipelines.training.served_shard import Line, ServedShard, connected
+from pipelines.training.served_shard import ServedShard, ServerConnection, connected
 from pipelines.training.shared_vectors import Window
 
 # A restarted server is back when its process has started and read its snapshot.
@@ -30,7 +30,9 @@ class RayServers:
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self.handles = handles
-        self._lines: dict[int, Line | None] = {}  # by a server's place in `handles`; None: there can be none
+        self._connections: dict[
+            int, ServerConnection | None
+        ] = {}  # by a server's place in `handles`; None: there can be none
 
     @classmethod
     def connect(cls, plan: ServerPlan) -> RayServers:
@@ -60,33 +62,33 @@ class RayServers:
         return lambda: [answer() for answer in answers]
 
     def _asked(self, index: int, method: str, values: tuple[Any, ...], window: Window | None) -> Callable[[], Reply]:
-        """Ask one server, by the line to it for a push whose vectors it sees; returns what waits for the reply."""
+        """Ask one server, by a socket for a push whose vectors it sees; returns what waits for the reply."""
         server = self.handles[index]
-        if method == "push" and values[0].window is not None and (line := self._line(index)):
+        if method == "push" and values[0].window is not None and (connection := self._connection(index)):
             with suppress(OSError):  # the server has died; Ray says so too
-                line.send(values[0])
-                return partial(self._heard, index, line, values[0].worker, window)
-            del self._lines[index]
+                connection.send(values[0])
+                return partial(self._heard, index, connection, values[0].worker, window)
+            del self._connections[index]
         return partial(self._answer, server, method, values, window, server.ask.remote(method, *values))
 
-    def _line(self, index: int) -> Line | None:
-        if index not in self._lines:
+    def _connection(self, index: int) -> ServerConnection | None:
+        if index not in self._connections:
             try:
                 address = ray.get(self.handles[index].address.remote())
             except RayActorError:
                 return None  # for now
             try:
-                self._lines[index] = connected(address)
+                self._connections[index] = connected(address)
             except (OSError, EOFError, AuthenticationError):  # a container with a network of its own, for one
-                self._lines[index] = None
-        return self._lines[index]
+                self._connections[index] = None
+        return self._connections[index]
 
-    def _heard(self, index: int, line: Line, worker: int, window: Window | None) -> Reply:
-        """A reply by a server's line; where the server has died, what `_answer` says then."""
+    def _heard(self, index: int, connection: ServerConnection, worker: int, window: Window | None) -> Reply:
+        """A reply by a server's socket; where the server has died, what `_answer` says then."""
         try:
-            reply = line.recv()
+            reply = connection.recv()
         except (OSError, EOFError):
-            del self._lines[index]
+            del self._connections[index]
             return self._asked(index, "pull", (worker, window), window)()._replace(status="lost")
         if isinstance(reply, Exception):
             raise reply

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipelines.training.job import Job, net_spec
+from pipelines.training.job import Job, untrained_net
 from pipelines.training.origins import initialise
-from tasks.nets import build
-from tasks.nets.frozen import freeze
 
 
 def first_net(job: Job) -> nn.Module:
@@ -17,11 +15,10 @@ def first_net(job: Job) -> nn.Module:
     """
     run = job.run
     torch.manual_seed(run.seed)
-    net = build(net_spec(run, job.num_outputs)).to(memory_format=torch.channels_last)
+    net = untrained_net(run, job.num_outputs).to(memory_format=torch.channels_last)
     if job.initial is not None:
         initialise(net, job.initial)
     settle = getattr(net, "settle", None)
     if settle and (job.initial is None or job.initial.into):  # layers that another detector has trained are settled
         settle(run.input_size)
-    freeze(net, run.frozen)
     return net

@@ -19,6 +19,7 @@ from tasks.augment import Bounds
 from tasks.detection import OBJECT_DETECTION
 from tasks.nets import CLASSIFIERS, DETECTORS, NetSpec, build
 from tasks.nets.complexity import count
+from tasks.nets.frozen import freeze
 from tasks.rules import Adagrad, Momentum, RMSprop, Rule, Staircase
 
 _KINDS = {False: "a classifier", True: "a detector"}
@@ -102,6 +103,16 @@ def net_spec(run: Run, num_outputs: int) -> NetSpec:
     """The net of a run, with as many outputs as asked for."""
     options = run.net_options.model_dump() | (run.detection.model_dump() if run.detection else {})
     return NetSpec(net=run.net, width=run.width, num_classes=num_outputs, **options)
+
+
+def untrained_net(run: Run, num_outputs: int) -> nn.Module:
+    """The net of a run as it is built, without gradients for what is frozen.
+
+    Raises ValueError for a net that cannot be built, and where `frozen` fits no parameter or all.
+    """
+    net = build(net_spec(run, num_outputs))
+    freeze(net, run.frozen)
+    return net
 
 
 def trained_net(run: Run, num_outputs: int, weights: Path) -> nn.Module:

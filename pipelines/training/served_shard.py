@@ -24,13 +24,13 @@ class Address(NamedTuple):
     key: bytes
 
 
-Line: TypeAlias = "Connection[Push, Reply | Exception]"  # a worker's end
+ServerConnection: TypeAlias = "Connection[Push, Reply | Exception]"  # a worker's end
 
 
-def connected(address: Address) -> Line:
-    """A line to a server. Raises OSError, EOFError or AuthenticationError where there is none, or not the one meant."""
-    line: Line = Client(address.name, "AF_UNIX", authkey=address.key)
-    return line
+def connected(address: Address) -> ServerConnection:
+    """A connection to a server. Raises OSError, EOFError or AuthenticationError where there is none."""
+    connection: ServerConnection = Client(address.name, "AF_UNIX", authkey=address.key)
+    return connection
 
 
 class ServedShard:

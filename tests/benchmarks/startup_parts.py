@@ -79,10 +79,10 @@ def row_timer(parts: Parts, rows: list[tuple[str, float, float]]) -> Callable[..
 def watched(parts: Parts, rows: list[tuple[str, float, float]]) -> ExitStack:
     """Watches the stage's own functions."""
     from pipelines import train
-    from pipelines.training import first_net, loop
+    from pipelines.training import job, loop
     from tasks.module import TaskModule
 
-    build, batches, step = first_net.build, loop.training_batches, TaskModule.training_step
+    build, batches, step = job.build, loop.training_batches, TaskModule.training_step
 
     def timed_build(*arguments: Any) -> Any:
         parts.end("job and record")
@@ -105,7 +105,7 @@ def watched(parts: Parts, rows: list[tuple[str, float, float]]) -> ExitStack:
     stack = ExitStack()
     for where, name, function in (
         (train, "_train_row", row_timer(parts, rows)),
-        (first_net, "build", timed_build),
+        (job, "build", timed_build),
         (loop, "training_batches", timed_batches),
         (TaskModule, "training_step", timed_step),
     ):

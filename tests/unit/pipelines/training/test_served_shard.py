@@ -134,7 +134,7 @@ def test_a_server_that_dies_is_waited_for_and_its_successor_has_a_line_of_its_ow
     servers = RayServers([handle])
     worker = Worker(servers)
     worker.push()
-    servers._lines[0].close()  # as the end of its process does
+    servers._connections[0].close()  # as the end of its process does
     handle.served, handle.dead = ServedShard(plan(tmp_path, num_workers=2), 0), 2
     assert worker.push() == "lost"
     assert handle.asked == ["start", "push", "pull", "pull"]
@@ -155,7 +155,7 @@ def test_a_reply_that_never_comes_is_a_pull_from_the_server_that_is_back(handle,
     line = connected(Address(*eval(process.stdout.readline())))
     servers = RayServers([handle])
     worker = Worker(servers)
-    servers._lines[0] = line
+    servers._connections[0] = line
     with ThreadPoolExecutor(1) as pool:
         pushed = pool.submit(worker.push)
         assert not pushed.done()
