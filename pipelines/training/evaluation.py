@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipelines.training.allocator import keep_freed_memory
 from pipelines.training.reader import evaluation_batches
 from pipelines.training.run import Run
 from tasks import TASKS
@@ -33,5 +34,6 @@ def run_batches(run: Run, shards: Path, split: str, test_set: TestSet) -> Iterat
 
 def evaluate_run(net: nn.Module, run: Run, shards: Path, split: str, test_set: TestSet) -> Evaluation:
     """What a run's net reaches on a split; on a GPU where there is one."""
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return evaluate(TASKS[run.task], net, run_batches(run, shards, split, test_set), test_set, device)

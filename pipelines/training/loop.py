@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.files import write_json
+from pipelines.training.allocator import keep_freed_memory
 from pipelines.training.curve import Curve
 from pipelines.training.extra_workers import failures, persevere
 from pipelines.training.finite import FiniteOptimizer, complaint
@@ -150,6 +151,7 @@ def _fit(
 
     Returns the optimizer, as it is at the end.
     """
+    keep_freed_memory()
     run = job.run
     net = first_net(job)
     module = TaskModule(

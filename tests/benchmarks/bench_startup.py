@@ -5,8 +5,9 @@
 Each is a fresh process; within a round they come in random order, after a round that is not recorded, in which Python
 compiles what it keeps. Seconds are of the clock and of the CPU, all threads of a process together. `--help` of every
 command is set beside `python -c pass` and `import torch`. The train stage trains four rows of MobileNet 0.25 on 320
-drawn images in a small copy of the project that is made first. A further row's cost is its time from begin to end, in
-the process that has trained the first, without that of its training loop; goal: 0.2 s.
+drawn images in a small copy of the project that is made first. Its peer is the same stage from source, without the
+bytecode that `infra/venv` compiles, as in an environment that was installed without it. A further row's cost is its
+time from begin to end, in the process that has trained the first, without that of its training loop; goal: 0.2 s.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tests.benchmarks.record import Figure, said, write
+from tests.benchmarks.record import Figure, ratios, said, write
 from tests.project import ROOT, Project
 
 COMMANDS = (
@@ -37,6 +38,7 @@ COMMANDS = (
 BARE = {"python -c pass": ("-c", "pass"), "import torch": ("-c", "import torch")}
 ROWS = [f"imagenet_w025_r{resolution}" for resolution in (128, 160, 192, 224)]
 TABLE = "imagenet"
+WHOLE = "train: all before its first step"
 
 
 class Took(NamedTuple):
@@ -47,9 +49,14 @@ class Took(NamedTuple):
     said: str
 
 
-def run(folder: Path, *arguments: str) -> Took:
-    """Run Python in a folder and wait for its end. Raises ValueError where it fails."""
+def run(folder: Path, *arguments: str, compiled: bool = True) -> Took:
+    """Run Python in a folder and wait for its end. Raises ValueError where it fails.
+
+    compiled: whether it may use and keep bytecode; else all is compiled from source.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if not compiled:
+        environment |= {"PYTHONPYCACHEPREFIX": str(folder / "no_bytecode"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         began = time.monotonic()
@@ -84,29 +91,39 @@ def start_commands(folder: Path, took: dict[str, list[Took]]) -> None:
         took.setdefault(name, []).append(run(folder, *asked[name]))
 
 
-def train_rows(project: Project) -> dict[str, Any]:
+def train_rows(project: Project, *, compiled: bool = True) -> dict[str, Any]:
     """Train the rows, in a project that has none: what `startup_parts` says."""
     shutil.rmtree(project.folder / "results", ignore_errors=True)
     (project.folder / "mlflow.db").unlink(missing_ok=True)
-    took = run(project.folder, "-m", "tests.benchmarks.startup_parts", str(time.monotonic()), TABLE)
+    took = run(project.folder, "-m", "tests.benchmarks.startup_parts", str(time.monotonic()), TABLE, compiled=compiled)
     found: dict[str, Any] = json.loads(took.said.splitlines()[-1])
     return found
 
 
-def figures_of(took: dict[str, list[Took]], trained: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Every figure that is written, in seconds of the clock but where it says CPU."""
+def whole(trained: Sequence[dict[str, Any]], number: int) -> list[float]:
+    """All parts of each stage together; number: 1 for seconds of the clock, 2 for those of the CPU."""
+    return [sum(part[number] for part in one["parts"]) for one in trained]
+
+
+def figures_of(
+    took: dict[str, list[Took]], trained: Sequence[dict[str, Any]], from_source: Sequence[dict[str, Any]]
+) -> dict[str, Figure]:
+    """Every figure that is written, in seconds of the clock but where it says CPU, and the ratio to `from_source`."""
     found: dict[str, list[float]] = {name: [one.seconds for one in values] for name, values in took.items()}
     found |= {f"{name}, CPU": [one.cpu for one in values] for name, values in took.items()}
     for number, suffix in ((1, ""), (2, ", CPU")):
         for place, (name, *_) in enumerate(trained[0]["parts"]):
             found[f"train: {name}{suffix}"] = [one["parts"][place][number] for one in trained]
-        found[f"train: all before its first step{suffix}"] = [
-            sum(part[number] for part in one["parts"]) for one in trained
-        ]
+        found[f"{WHOLE}{suffix}"] = whole(trained, number)
+        found[f"{WHOLE}, from source{suffix}"] = whole(from_source, number)
     found["train: a further row, beside its loop"] = [
         statistics.median(seconds - loop for _, seconds, loop in one["rows"][1:]) for one in trained
     ]
-    return {name: Figure(values, "s", "lower") for name, values in found.items()}
+    ratio = ratios(whole(from_source, 1), whole(trained, 1))
+    return {
+        **{name: Figure(values, "s", "lower") for name, values in found.items()},
+        WHOLE.removeprefix("train: "): Figure(ratio, "ratio", "higher", "the same from source"),
+    }
 
 
 def main() -> None:
@@ -117,16 +134,20 @@ def main() -> None:
     random.seed(0)
     took: dict[str, list[Took]] = {}
     trained: list[dict[str, Any]] = []
+    from_source: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder))
         for number in range(arguments.rounds + 1):
             start_commands(project.folder, took)
             trained.append(train_rows(project))
+            from_source.append(train_rows(project, compiled=False))
             print(f"round {number} of {arguments.rounds}" if number else "warmed up", file=sys.stderr, flush=True)
-    figures = figures_of({name: values[1:] for name, values in took.items()}, trained[1:])
+    figures = figures_of({name: values[1:] for name, values in took.items()}, trained[1:], from_source[1:])
     print("| what | s | CPU s |\n| --- | ---: | ---: |")
     for name, figure in figures.items():
-        if not name.endswith(", CPU"):
+        if figure.unit == "ratio":
+            print(f"\n{name}: {said(figure.values, 2)}x as fast as {figure.peer}")
+        elif not name.endswith(", CPU"):
             cpu = figures.get(f"{name}, CPU")
             print(f"| {name} | {said(figure.values, 2)} | {said(cpu.values, 2) if cpu else ''} |")
     if arguments.json:

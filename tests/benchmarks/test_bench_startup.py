@@ -54,16 +54,17 @@ def test_a_round_measures_commands_parts_and_rows(
     assert [name for name, *_ in rows] == bench_startup.ROWS
     further = sorted(seconds - loop for _, seconds, loop in rows[1:])
     assert figures["train: a further row, beside its loop"] == further[1] > 0
-    whole = "train: all before its first step"
+    whole = bench_startup.WHOLE
     for suffix in ("", ", CPU"):
         parts = [
             value
             for name, value in figures.items()
             if name.startswith("train: ") and name.endswith(", CPU") == bool(suffix)
-            and name not in (f"{whole}{suffix}", "train: a further row, beside its loop")
+            and not name.startswith((whole, "train: a further row"))
         ]  # fmt: skip
         assert len(parts) == 13
         assert sum(parts) == pytest.approx(figures[f"{whole}{suffix}"])
+    assert figures[f"{whole}, from source"] > figures[whole]
     assert figures["import torch, CPU"] > figures["train --help, CPU"] > figures["python -c pass, CPU"]
     said = capsys.readouterr().out
     assert f"| {whole} | " in said
