@@ -1,5 +1,6 @@
 """A tiny data set and runs on it, for tests of what trains, and what they train on."""
 
+import gc
 import json
 import os
 
@@ -12,6 +13,14 @@ from pipelines.shards import Index, Split, Stored, read_index, write_shard
 from pipelines.training.run import Run
 
 NUM_CLASSES = 3
+
+gc.disable()  # while the tests are collected: what is imported stays, and looking through it takes 4 s of 15
+
+
+def pytest_collection_finish():
+    """Nothing of what the imports have made is looked through again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -41,6 +50,14 @@ def one_row_at_once():
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROWS_AT_ONCE", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_syncs():
+    """No test cuts the power, and on a busy disk each file that is made safe from that is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

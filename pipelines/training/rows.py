@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ def code_digest(files: Iterable[Path]) -> str:
     """A digest of Python files that comments, docstrings and formatting do not change."""
     digest = hashlib.sha256()
     for file in sorted(files):
-        tree = ast.parse(file.read_text(), filename=str(file))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-                node.body = node.body[1:]
-        digest.update(f"{file.as_posix()}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{file.as_posix()}\n{_without_words(file.read_text(), str(file))}\n".encode())
     return digest.hexdigest()
+
+
+@cache  # a process may plan many times over the same files, and parsing them takes longer than all else
+def _without_words(text: str, filename: str) -> str:
+    tree = ast.parse(text, filename=filename)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def fingerprint(**parts: Any) -> str:

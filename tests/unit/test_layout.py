@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(stage, known):
     assert known in line
 
 
+@cache
 def definitions():
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 

@@ -14,14 +14,19 @@ from pipelines.training.run import Run
 PARAMS = Path("params.yaml")
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return read_yaml(PARAMS)
+
+
 @pytest.fixture
-def tree():
-    return yaml.safe_load(PARAMS.read_text())
+def tree(whole):
+    return copy.deepcopy(whole)
 
 
 def write(tmp_path, tree):
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    path.write_text(yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False))
     return path
 
 

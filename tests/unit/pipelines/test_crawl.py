@@ -257,8 +257,6 @@ def test_images_lie_in_plain_tars_with_their_fields(server: Server, tmp_path: Pa
         (resets(jpeg(1)), "broken off", 3),
         (in_turn(resets(jpeg(1)), sends(jpeg(1))), "fetched", 2),
         (sends(jpeg(1), claims=5000), "broken off", 3),  # more is promised than comes
-        (drips, "timeout", 3),
-        (in_turn(drips, sends(jpeg(1))), "fetched", 2),
         (sends(b""), "empty", 1),
         (chunked(b""), "empty", 1),
         (sends(b"\xef\xbb\xbf\n <!DOCTYPE html><title>Sorry</title>"), "web page", 1),
@@ -278,10 +276,22 @@ def test_images_lie_in_plain_tars_with_their_fields(server: Server, tmp_path: Pa
     ],
 )  # fmt: skip
 def test_every_answer_has_one_fate(server: Server, tmp_path: Path, answer, cause: str, times: int) -> None:
+    check_fate(server, tmp_path, answer, cause, times)
+
+
+def check_fate(server: Server, folder: Path, answer, cause: str, times: int, **changes: object) -> None:
     url = server.at_path("/a.jpg", answer)
-    assert fate(tmp_path, url) == cause
+    assert fate(folder, url, **changes) == cause
     assert server.asked == {"/a.jpg": times}
-    assert dead(tmp_path) == ({} if cause == "fetched" else {url: cause})
+    assert dead(folder) == ({} if cause == "fetched" else {url: cause})
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "times"),
+    [(drips, "timeout", 3), (in_turn(drips, sends(jpeg(1))), "fetched", 2)],
+)
+def test_an_attempt_ends_with_its_time(server: Server, tmp_path: Path, answer, cause: str, times: int) -> None:
+    check_fate(server, tmp_path, answer, cause, times, timeout_seconds=0.5)
 
 
 @pytest.mark.parametrize(

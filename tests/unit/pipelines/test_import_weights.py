@@ -88,11 +88,13 @@ def check_against_oracle(source, case, width):
     assert np.abs(elsewhere - known["logits"]).max() > 100 * TOLERANCE, "padding makes no difference"
 
 
+@pytest.mark.slow
 def test_the_imported_net_computes_what_keras_computes(keras_nets):
     as_published(keras_nets / "small.h5", keras_nets / "small_tf.h5")
     check_against_oracle(keras_nets / "small_tf.h5", keras_nets / "small.npz", 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["small.h5", "small.weights.h5"])
 def test_other_layouts_of_keras_hold_the_same(keras_nets, layout):
     check_against_oracle(keras_nets / layout, keras_nets / "small.npz", 0.25)

@@ -114,7 +114,7 @@ def test_without_overlap_objects_do_not_even_touch_nor_do_crowds_ever(scenes: li
     assert min(with_crowd) > 2  # a crowd's box is in whole pixels
 
 
-@pytest.mark.parametrize("overlap", [0.3, 0.5])
+@pytest.mark.parametrize("overlap", [pytest.param(0.3, marks=pytest.mark.slow), 0.5])
 def test_more_than_half_of_every_object_is_seen(overlap: float) -> None:
     seen = []
     for seed in range(80):

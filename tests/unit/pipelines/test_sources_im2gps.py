@@ -252,7 +252,7 @@ def test_options_and_table_must_agree(folder: Path, tmp_path: Path) -> None:
         SOURCE.units(tmp_path, TABLED)
 
 
-@pytest.mark.parametrize(("options", "count"), [(COMMENTED, 24), (TABLED, 21)])
+@pytest.mark.parametrize(("options", "count"), [(COMMENTED, 24), pytest.param(TABLED, 21, marks=pytest.mark.slow)])
 def test_shards_are_the_same_whoever_writes_them_and_their_number_is_asserted(
     folder: Path, tmp_path: Path, options: Options, count: int
 ) -> None:

@@ -281,6 +281,7 @@ def test_units_are_small_independent_and_picklable(whole: Path, monkeypatch: pyt
     assert {one.name for unit in reversed(units) for one in SOURCE.samples(unit)} == {one.name for one in expected}
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_bytes_for_any_number_of_processes(whole: Path, tmp_path: Path) -> None:
     for options in ({}, {"crop_to_box": True}):
         target = tmp_path / ("cropped" if options else "kept")

@@ -180,6 +180,7 @@ def test_classes_are_those_of_stanford_dogs(made: Path) -> None:
     assert web_dogs.classes(made) == [name.replace("-", " ", 1).replace("_", " ") for name in wnids(made)]
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_for_one_process_and_two(made: Path, tmp_path: Path) -> None:
     how = sharding.settings({"train": BREEDS * WEB}, seed=1, samples_per_shard=30)
     index = sharding.sharded("web_dogs", web_dogs.SOURCE, made, tmp_path / "out", how)

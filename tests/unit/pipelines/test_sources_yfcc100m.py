@@ -412,7 +412,7 @@ def test_without_a_crawl_there_are_no_units(raw: Path) -> None:
             source.units(raw, options)
 
 
-@pytest.mark.parametrize("source", [geo, faces])
+@pytest.mark.parametrize("source", [geo, pytest.param(faces, marks=pytest.mark.slow)])
 def test_shards_are_the_same_whoever_writes_them_and_name_nobody(
     raw: Path, with_places: Path, with_faces: Path, tmp_path: Path, source: ModuleType
 ) -> None:

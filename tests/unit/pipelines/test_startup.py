@@ -1,15 +1,16 @@
 """What a command imports before it knows that it has something to do: neither torch nor anything else that is heavy."""
 
 import copy
-import os
+import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+
+from pipelines.section import read_yaml
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {
@@ -39,6 +40,32 @@ REFUSED = [name for name, (_, named) in REQUESTS.items() if named]
 WITH_PARAMS = sorted(REQUESTS.keys() - WITHOUT_PARAMS)
 
 
+# Each command runs in a process of its own, forked from one that has imported what all of them need: to start Python
+# and import that anew takes ten times as long as the rest.
+FORKS = """
+import io, json, os, runpy, sys
+from contextlib import redirect_stderr, redirect_stdout
+import pipelines.command
+
+def answer(name, arguments):
+    sys.argv = [name, *arguments]
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        try:
+            runpy.run_module(f"pipelines.{name}", run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    packages = sorted({module.split(".")[0] for module in sys.modules})
+    return code, output.getvalue(), errors.getvalue().splitlines(), packages
+
+for name, arguments in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        print(json.dumps([name, *answer(name, arguments)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 class Answer(NamedTuple):
     """How a command ended, what it said, and the packages that it imported."""
 
@@ -48,35 +75,31 @@ class Answer(NamedTuple):
     packages: set[str]
 
 
-def ask(folder, name, arguments):
-    """Run a command in a folder, as a user does."""
-    command = [sys.executable, "-X", "importtime", "-m", f"pipelines.{name}", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    lines = done.stderr.splitlines()
-    modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    assert f"pipelines.{name.split('.')[0]}" in modules | {f"pipelines.{name}"}
-    assert "argparse" in modules
-    errors = [line for line in lines if not line.startswith("import time:")]
-    return Answer(done.returncode, done.stdout, errors, {module.split(".")[0] for module in modules})
-
-
 def ask_all(folder, requests):
-    """By name, the answers to requests, as many at once as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(requests, pool.map(lambda name: ask(folder, name, requests[name]), requests), strict=True))
+    """By name, the answers to requests in a folder."""
+    command = [sys.executable, "-c", FORKS, json.dumps(requests)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = {}
+    for line in done.stdout.splitlines():
+        name, code, output, errors, packages = json.loads(line)
+        answers[name] = Answer(code, output, errors, set(packages))
+        assert "argparse" in packages
+    assert list(answers) == list(requests)
+    return answers
 
 
 def project(folder, params):
     """A folder with the project's code and nothing made yet."""
     for name in ("pipelines", "tasks"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(yaml.dump(params, Dumper=yaml.CSafeDumper))
     return folder
 
 
 @pytest.fixture(scope="module")
 def params():
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    return read_yaml(ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_fc6_and_fc7_are_those_of_a_classifier_with_every_third_place_and_every_
     from torchvision.models import vgg16
 
     torch.manual_seed(0)
-    classifier = vgg16(num_classes=3).state_dict()
+    classifier = vgg16(num_classes=3, init_weights=False).state_dict()
     net = build(NetSpec("ssd300_vgg", num_classes=5))
     net.load_state_dict(net.derive(classifier), strict=False)
     conv5 = torch.randn(1, 512, 13, 13).relu()

@@ -30,7 +30,14 @@ MOMENTUM = MomentumUpdates(
 )
 
 
-@pytest.mark.parametrize(("num_servers", "updates"), [(1, None), (3, None), (3, MOMENTUM)])
+@pytest.mark.parametrize(
+    ("num_servers", "updates"),
+    [
+        (3, None),
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(3, MOMENTUM, marks=pytest.mark.slow),
+    ],
+)
 def test_one_worker_equals_serial_training_bit_for_bit(make_job, one_thread, num_servers, updates):
     def made(**values):
         schedule = {"decay_epochs": 1 if updates is None else [3, 6.5]}

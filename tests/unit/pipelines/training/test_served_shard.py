@@ -142,6 +142,7 @@ def test_a_server_that_dies_is_waited_for_and_its_successor_has_a_line_of_its_ow
     assert handle.asked == ["start", "push", "pull", "pull"]
 
 
+@pytest.mark.slow
 def test_a_reply_that_never_comes_is_a_pull_from_the_server_that_is_back(handle, served, tmp_path, monkeypatch):
     """The old server's process is killed between question and answer."""
     code = (
