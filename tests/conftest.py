@@ -1,5 +1,6 @@
 """A tiny data set and runs on it, for tests of what trains, and what they train on."""
 
+import atexit
 import gc
 import json
 import os
@@ -18,9 +19,11 @@ gc.disable()  # while the tests are collected: what is imported stays, and looki
 
 
 def pytest_collection_finish():
-    """Nothing of what the imports have made is looked through again."""
+    """Nothing of what the imports have made is looked through again, but at the very end, to be taken down."""
     gc.freeze()
     gc.enable()
+    gc.set_threshold(10_000, 10, 50)
+    atexit.register(gc.unfreeze)
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -31,6 +34,7 @@ def pytest_xdist_auto_num_workers(config):
     if not all_fast:
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else each process has as many threads as there are cores
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of them compiles every file again
     return os.cpu_count()
 
 

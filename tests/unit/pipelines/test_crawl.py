@@ -144,13 +144,12 @@ def server() -> Iterator[Server]:
                 for name in (host, "all"):
                     running.most[name] = max(running.most[name], running.now[name])
             time.sleep(running.pause)
+            with running.lock:  # before the answer, on which the next request may follow
+                running.now.subtract([host, "all"])
             try:
                 running.routes.get(urlsplit(self.path).path, sends(b"no", 404))(self)
             except (BrokenPipeError, ConnectionResetError, ValueError, OSError):
                 self.close_connection = True
-            finally:
-                with running.lock:
-                    running.now.subtract([host, "all"])
 
     http = ThreadingHTTPServer(("0.0.0.0", 0), Handler)  # all of 127.0.0.0/8: many hosts
     http.daemon_threads = True

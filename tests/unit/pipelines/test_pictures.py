@@ -131,7 +131,7 @@ def faces(samples, attributes, seed=0):
     return arrays, [f"attribute_{place}" for place in range(attributes)]
 
 
-@pytest.mark.parametrize(("samples", "attributes"), [(3, 2), (200, 40)])
+@pytest.mark.parametrize(("samples", "attributes"), [(3, 2), pytest.param(200, 40, marks=pytest.mark.slow)])
 def test_attributes_and_the_images_at_both_ends(samples, attributes):
     arrays, names = faces(samples, attributes)
     shown = details("face_attributes", Evaluation({}, arrays), base.TestSet(names), paint)

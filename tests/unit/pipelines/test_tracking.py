@@ -412,7 +412,7 @@ def failing(httpserver: HTTPServer):
     return httpserver.url_for("").replace("http://", "http://me:hunter2@")
 
 
-@pytest.mark.parametrize("kind", ["dead", "hanging", "failing"])
+@pytest.mark.parametrize("kind", ["dead", pytest.param("hanging", marks=pytest.mark.slow), "failing"])
 def test_a_server_that_is_away_delays_nothing_and_gets_all_later(kind, request, run, client, monkeypatch, caplog):
     uri = dead_port() if kind == "dead" else request.getfixturevalue(kind)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

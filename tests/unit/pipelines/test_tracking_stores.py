@@ -105,6 +105,7 @@ def test_stores_that_are_told_in_turn_have_each_thing_once(run, stores, caplog):
     assert_has_each_thing_once(run, other, evaluations=2, has_model=False)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_told_all_again_has_each_thing_once(run, stores, caplog):
     """As by a sender whose positions are lost, or that names the same store in another way."""
     finish(run)

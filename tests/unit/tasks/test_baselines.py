@@ -115,7 +115,9 @@ def losses_on_colours(name: str, size: int, rate: float, steps: int) -> list[flo
     return losses
 
 
-@pytest.mark.parametrize(("name", "size", "rate"), [("squeezenet", 32, 0.003), ("googlenet", 32, 0.02)])
+@pytest.mark.parametrize(
+    ("name", "size", "rate"), [("squeezenet", 32, 0.003), pytest.param("googlenet", 32, 0.02, marks=pytest.mark.slow)]
+)
 def test_starts_near_chance_and_learns(name: str, size: int, rate: float) -> None:
     losses = losses_on_colours(name, size, rate, steps=10)
     assert losses[0] == pytest.approx(math.log(3), abs=0.3)

@@ -162,7 +162,7 @@ def test_pools_are_of_the_published_kinds():
     assert all(isinstance(pool, L2Pool | nn.MaxPool2d) for pool in pools.values())
 
 
-@pytest.mark.parametrize("outputs", [128, 40])
+@pytest.mark.parametrize("outputs", [128, pytest.param(40, marks=pytest.mark.slow)])
 def test_output_shape_at_any_input_size(outputs):
     net = meta(num_classes=outputs)
     for size in (224, 96, 75, 56, 40, MIN_INPUT_SIZE["facenet_nn2"]):

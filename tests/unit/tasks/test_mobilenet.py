@@ -67,7 +67,9 @@ def expected_features(net: MobileNet, image: np.ndarray, same: bool) -> dict[str
     return maps
 
 
-@pytest.mark.parametrize("width", [1.0, 0.75, 0.5, 0.25])
+@pytest.mark.parametrize(
+    "width", [1.0, pytest.param(0.75, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow), 0.25]
+)
 def test_every_layer_has_the_shape_of_slims_endpoint(width: float) -> None:
     with torch.device("meta"):
         net = build(NetSpec("mobilenet", width=width, num_classes=120))

@@ -67,7 +67,7 @@ def test_kept_predictions_are_those_of_a_plain_forward_pass_in_order(teacher, ti
     assert np.ptp(kept, axis=0).min() > 1e-3, "rows that are all alike would show nothing"
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_both_ways_train_the_same_net_bit_for_bit(teacher, tiny_shards, make_job, tmp_path, monkeypatch, precision):
     """Where the teacher is asked about as many images at a time, so that it rounds alike."""
     monkeypatch.setattr(teaching, "BATCH_SIZE", 8)
