@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+from functools import cache
 
 import numpy as np
 import pytest
@@ -81,6 +82,11 @@ def tiny_shards(tmp_path_factory):
     return folder
 
 
+@cache
+def _row():
+    return load().runs("imagenet", "sample")["imagenet_w025_r128"].model_dump()
+
+
 @pytest.fixture
 def make_job(tiny_shards, tmp_path):
     """Makes a Job of MobileNet 0.25 at 64 px on the tiny data; keywords replace values of its Run."""
@@ -91,7 +97,7 @@ def make_job(tiny_shards, tmp_path):
     def make(folder=None, *, initial=None, teacher=None, **changes):
         nonlocal count
         count += 1
-        base = load().runs("imagenet", "sample")["imagenet_w025_r128"].model_dump()
+        base = _row()
         defaults = {
             "resolution": 64,
             "resolution_divisor": 1,

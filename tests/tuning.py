@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,11 @@ QUICK = {
 }
 
 
+@cache
+def _sample():
+    return load(ROOT / "params.yaml").scales["sample"]
+
+
 def write_project(folder, tiny_shards, **changes):
     """A folder to search in: the code, the tiny data, and a params.yaml with a run `row` and one that needs another.
 
@@ -27,11 +33,12 @@ def write_project(folder, tiny_shards, **changes):
         (folder / name).symlink_to(ROOT / name)
     (folder / "data" / SCALE / "shards").mkdir(parents=True)
     (folder / "data" / SCALE / "shards" / "tiny").symlink_to(tiny_shards)
-    recipe = load(ROOT / "params.yaml").scales["sample"].recipes["imagenet"].defaults
+    sample = _sample()
+    recipe = sample.recipes["imagenet"].defaults
     small = {"resolution_divisor": 2, "epochs": 3, "batch_size": 8, "decode_threads": 0, "log_steps": 1}
     augment = {**recipe["augment"], "min_saturation": 1.0, "max_saturation": 1.0, "min_area": 0.8}
     defaults = _merge({**recipe, **small, "augment": augment}, changes)
-    dataset = load(ROOT / "params.yaml").scales["sample"].datasets["imagenet"].model_dump()
+    dataset = sample.datasets["imagenet"].model_dump()
     net = {"net": "mobilenet", "width": 0.25, "resolution": 64}
     table = {
         "task": "imagenet",

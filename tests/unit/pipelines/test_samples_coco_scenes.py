@@ -165,6 +165,7 @@ def test_the_same_state_draws_the_same_scene() -> None:
         assert not np.array_equal(one, drawn(8, phase, 0.3)[0])
 
 
+@pytest.mark.slow
 def test_the_sample_scale_has_objects_of_all_sizes_and_some_that_overlap(tmp_path: Path) -> None:
     """The 80 test images are what a detection table is measured on."""
     origin = load().dataset("coco", "sample").origin

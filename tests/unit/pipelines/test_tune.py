@@ -27,7 +27,7 @@ from tests.tuning import ROOT, SCALE, write_project
 RATE = "optimizer.learning_rate"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run():
     return load(ROOT / "params.yaml").runs("imagenet", "sample")["imagenet_w025_r128"]
 
@@ -146,8 +146,7 @@ def test_the_default_rate_is_around_the_runs_own(run):
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_more_trials_begin_with_the_same_ones(trials, more, seed):
-    run = load(ROOT / "params.yaml").runs("imagenet", "sample")["imagenet_w025_r128"]
+def test_more_trials_begin_with_the_same_ones(run, trials, more, seed):
     space = default_space(run)
     some, all_of_them = draw(run, space, trials, seed), draw(run, space, trials + more, seed)
     assert len(some) == trials

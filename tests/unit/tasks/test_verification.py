@@ -200,6 +200,7 @@ def test_interval_holds_the_tar_and_is_the_same_each_time():
     assert tar_interval(pairs, 1e-3, replicates=200, seed=1) != (low, high)
 
 
+@pytest.mark.slow
 def test_interval_covers_the_tar_of_a_population():
     """Of 60 samples of 60 people each, all but a few must cover what 2,000 people show; 57 are expected."""
     truth = tar_at_far(compare_all(*embedded(2000, 3, noise=0.35, size=4), 0.02), 0.02).tar
