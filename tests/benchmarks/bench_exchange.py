@@ -144,7 +144,9 @@ def main() -> None:
         f"push and pull, {name} / gloo": Figure(ratios(times[name], times["gloo"]), "ratio", "lower", "gloo all-reduce")
         for name in LINES
     }
-    figures |= faster("push and pull through Ray", times["ray"], times["state_dict"], "state dicts through Ray", "ms")
+    for name, way in (("ray", "Ray"), ("shared", "shared memory")):
+        title = f"push and pull through {way}"
+        figures |= faster(title, times[name], times["state_dict"], "state dicts through Ray", "ms")
     figures |= faster("update", times["update"], times["torch_update"], "torch.optim.RMSprop", "ms")
     for title, figure in figures.items():
         if figure.unit == "ratio":
