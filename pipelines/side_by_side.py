@@ -14,12 +14,14 @@ two cores take less time than one after the other.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "ROWS_AT_ONCE"
 THREADS = "OMP_NUM_THREADS"
 MEMORY_OF_ROW = 6 * 1024**3  # bytes; the dearest row, a VGG detector with its optimizer, takes about 4 GiB
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux says what this process's container may use
 EVERY_SECONDS = 0.2
 GRACE_SECONDS = 60.0  # for a process that was told to end: it may be writing a checkpoint
 IMPORTED = ["pipelines.training.launch"]  # in the process that rows are forked from
@@ -61,8 +64,7 @@ def rows_at_once(runs: Iterable[Run]) -> int:
     if text is None:
         if is_named() or total(bundle for run in runs for bundle in run.bundles)["GPU"]:
             return 1
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return max(1, min(_cores(), memory // MEMORY_OF_ROW))
+        return max(1, min(_cores(), int(_memory() // MEMORY_OF_ROW)))
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{VARIABLE} is {text!r}; it must be a whole number above 0: how many rows train at once")
     return int(text)
@@ -129,7 +131,21 @@ def startable(
 
 def _cores() -> int:
     """Of this machine, that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return max(1, int(min(len(os.sched_getaffinity(0)), _limit("cpu.max"))))
+
+
+def _memory() -> float:
+    """Bytes of this machine, that this process may use."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _limit("memory.max"))
+
+
+def _limit(name: str) -> float:
+    """Cores of `cpu.max` or bytes of `memory.max` (cgroup v2) that a container may use; infinite where all are."""
+    try:
+        amount, *period = (CONTAINER / name).read_text().split()
+    except OSError:
+        return math.inf
+    return math.inf if amount == "max" else float(amount) / float(period[0] if period else 1)
 
 
 def _room() -> dict[str, float] | None:

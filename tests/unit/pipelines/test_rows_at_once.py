@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines import side_by_side
 from pipelines.side_by_side import rows_at_once
 
 GIB = 1024**3
@@ -16,7 +17,14 @@ def runs(*gpus):
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def container(monkeypatch, tmp_path):
+    """A folder for what a container is limited to: nothing at first."""
+    monkeypatch.setattr(side_by_side, "CONTAINER", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def machine(monkeypatch, container):
     """Nobody asks for a number on this machine, of as many cores and bytes of memory as it is called with."""
     for name in ("ROWS_AT_ONCE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -35,6 +43,24 @@ def machine(monkeypatch):
 def test_unasked_as_many_as_there_are_cores_and_memory_for(machine, cores, gib, number):
     machine(cores, gib * GIB)
     assert rows_at_once(runs(0.0, 0.0)) == number
+
+
+@pytest.mark.parametrize(
+    ("limits", "number"),
+    [
+        ({"cpu.max": "max 100000", "memory.max": "max"}, 16),
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "350000 100000", "memory.max": "max"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"memory.max": f"{12 * GIB}"}, 2),
+        ({"cpu.max": "max 100000", "memory.max": f"{GIB}"}, 1),
+    ],
+)
+def test_unasked_a_container_has_what_it_is_limited_to(machine, container, limits, number):
+    machine(16, 256 * GIB)
+    for name, words in limits.items():
+        (container / name).write_text(f"{words}\n")
+    assert rows_at_once(runs(0.0)) == number
 
 
 def test_unasked_one_where_a_run_has_a_gpu(machine):
