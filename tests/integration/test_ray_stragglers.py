@@ -34,14 +34,20 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixture
 TIMEOUT = 8  # seconds without an answer
 
 
-def kept_waiting(pid):
-    """Seconds that a process was ready to run, by its busiest thread, and the machine had no core for it."""
-    threads = []
+def schedule(pid):
+    """For how long each thread of a process has run, and was ready to run when the machine had no core for it."""
+    threads = {}
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # ended since
-            running, ready, _ = map(int, path.read_text().split())
-            threads.append((running, ready))
-    return max(threads)[1] / 1e9
+            threads[path.parent.name] = tuple(map(int, path.read_text().split()[:2]))
+    return threads
+
+
+def kept_waiting(earlier, later):
+    """Seconds between two looks for which the thread that ran the most in between had no core."""
+    ran = {thread: later[thread][0] - earlier[thread][0] for thread in earlier.keys() & later.keys()}
+    busiest = max(ran, key=ran.get)
+    return (later[busiest][1] - earlier[busiest][1]) / 1e9
 
 
 def compared(count, slow, healthy, rounds=4, seconds=1.5):
@@ -52,10 +58,10 @@ def compared(count, slow, healthy, rounds=4, seconds=1.5):
     made, passed = [0.0, 0.0], [0.0, 0.0]
     for turn in range(2 * rounds):
         with quarter_speed(slow) if turn % 2 else nullcontext():
-            before, began, waited = count(), time.monotonic(), kept_waiting(healthy)
+            before, began, earlier = count(), time.monotonic(), schedule(healthy)
             time.sleep(seconds)
             made[turn % 2] += count() - before
-            passed[turn % 2] += time.monotonic() - began - (kept_waiting(healthy) - waited)
+            passed[turn % 2] += time.monotonic() - began - kept_waiting(earlier, schedule(healthy))
     return made[0] / passed[0], made[1] / passed[1]
 
 
@@ -79,9 +85,9 @@ def test_asynchronous_workers_do_not_wait_for_a_slow_or_a_hanging_one(make_job, 
     assert shares[healthy] > 0.8
 
     os.kill(workers[0], signal.SIGSTOP)
-    stopped, waited, before = time.monotonic(), kept_waiting(workers[1]), by_worker()
+    stopped, earlier, before = time.monotonic(), schedule(workers[1]), by_worker()
     time.sleep(4)
-    during = (by_worker() - before) / (time.monotonic() - stopped - (kept_waiting(workers[1]) - waited))
+    during = (by_worker() - before) / (time.monotonic() - stopped - kept_waiting(earlier, schedule(workers[1])))
     assert during[slow] <= 1
     assert during[healthy] > 0.5 * alone[healthy]  # one short look, where the slow one had four
     wait_for(lambda: not is_alive(workers[0]), "the hanging worker is done away with")
