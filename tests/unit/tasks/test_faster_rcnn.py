@@ -19,7 +19,7 @@ from tasks.rules import RMSprop
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("faster_rcnn_vgg", "faster_rcnn_inception_v2", "faster_rcnn_mobilenet")
 FROZEN = NETS[1:]
-ONE_OF_FROZEN = (pytest.param(NETS[1], marks=pytest.mark.slow), NETS[2])  # what takes a second with the first
+INCEPTION_IS_SLOW = (pytest.param(NETS[1], marks=pytest.mark.slow), NETS[2])  # where its case takes a second
 # Table 13: net, input side, billions of Mult-Adds, millions of parameters.
 PUBLISHED = [
     (NETS[0], 300, 64.3, 138.5),
@@ -292,7 +292,7 @@ def test_an_anchors_outputs_depend_on_the_cells_around_it():
     assert torch.equal(offsets[0, 12:24].flatten(), torch.arange(48.0))
 
 
-@pytest.mark.parametrize("name", ONE_OF_FROZEN)
+@pytest.mark.parametrize("name", INCEPTION_IS_SLOW)
 def test_an_image_gives_the_same_alone_and_in_a_batch(name):
     torch.manual_seed(0)
     pictures = torch.rand(3, 3, 80, 80) * 2 - 1
@@ -349,7 +349,7 @@ def test_detections_are_what_the_outputs_say():
 
 
 @pytest.mark.parametrize("objects", [0, 3])
-@pytest.mark.parametrize("name", ONE_OF_FROZEN)
+@pytest.mark.parametrize("name", INCEPTION_IS_SLOW)
 def test_losses_are_finite_and_reach_every_weight_that_learns(name, objects):
     torch.manual_seed(0)
     pictures, targets = drawn(64)

@@ -15,7 +15,7 @@ from tasks.nets.ssd import L2Norm, ValidConv, reduced_fc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETS = ("ssd300_vgg", "ssd300_inception_v2", "ssd300_mobilenet")
-WITHOUT_VGG = (pytest.param(NETS[0], marks=pytest.mark.slow), *NETS[1:])  # what takes a second with it
+VGG_IS_SLOW = (pytest.param(NETS[0], marks=pytest.mark.slow), *NETS[1:])  # where its case takes a second
 # Table 13: billions of Mult-Adds and millions of parameters.
 PUBLISHED = {
     "ssd300_vgg": (34.9, 33.1),
@@ -173,7 +173,7 @@ def test_below_its_body_are_the_names_of_the_net_that_imagenet_trains(name):
     }
 
 
-@pytest.mark.parametrize("name", WITHOUT_VGG)
+@pytest.mark.parametrize("name", VGG_IS_SLOW)
 def test_an_image_gives_the_same_alone_and_in_a_batch(name):
     torch.manual_seed(0)
     net = build(NetSpec(name, num_classes=5)).eval()
@@ -237,7 +237,7 @@ def test_scores_are_of_the_published_kind(name, scores):
     torch.testing.assert_close(found["scores"], expected)
 
 
-@pytest.mark.parametrize("name", WITHOUT_VGG)
+@pytest.mark.parametrize("name", VGG_IS_SLOW)
 def test_losses_of_images_reach_every_weight(name):
     torch.manual_seed(0)
     net = build(NetSpec(name, num_classes=5))
