@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 
 class Shape(NamedTuple):
@@ -89,6 +91,18 @@ def anchors(levels: tuple[Level, ...], sides: Sequence[int], input_size: int) ->
     together = np.concatenate(boxes).astype(np.float32)
     together.setflags(write=False)
     return together
+
+
+@torch.compiler.assume_constant_result
+def anchors_on(device: torch.device, levels: tuple[Level, ...], sides: tuple[int, ...], input_size: int) -> Tensor:
+    """`anchors` on a device, not to be written to: to copy them there at each step would have each step wait for it."""
+    return _on(device, levels, sides, input_size)
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device, levels: tuple[Level, ...], sides: tuple[int, ...], input_size: int) -> Tensor:
+    with torch.inference_mode(False):  # else what evaluation made first could not be trained with
+        return torch.tensor(anchors(levels, sides, input_size), device=device)
 
 
 def _shape(scale: float, ratio: float) -> Shape:

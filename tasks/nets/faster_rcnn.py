@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.boxes import decode, detections
-from tasks.nets.anchors import Level, Shape, anchors
+from tasks.nets.anchors import Level, Shape, anchors_on
 from tasks.nets.baselines import baseline
 from tasks.nets.frozen import freeze_batch_norm
 from tasks.nets.inception_v2 import InceptionV2, inception_v2
@@ -132,7 +132,7 @@ class FasterRCNN(nn.Module):
             predictor(read).permute(0, 2, 3, 1).reshape(len(images), -1, values)
             for predictor, values in ((self.rpn_logits, 2), (self.rpn_offsets, 4))
         )
-        boxes = torch.tensor(anchors((level(width),), (maps.shape[-1],), width), device=images.device)
+        boxes = anchors_on(images.device, (level(width),), (maps.shape[-1],), width)
         return maps, logits, offsets, boxes.expand(len(images), -1, -1)
 
     def _second_stage(self, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from tasks.boxes import Suppression, decode, detections
 from tasks.multibox import Scores, multibox_losses
-from tasks.nets.anchors import Level, anchors, caffe_levels, tensorflow_levels
+from tasks.nets.anchors import Level, anchors_on, caffe_levels, tensorflow_levels
 from tasks.nets.inception import PaddedConv
 from tasks.nets.inception_v2 import InceptionV2, inception_v2
 from tasks.nets.mobilenet import ACTIVATIONS, MobileNet, mobilenet
@@ -113,11 +113,11 @@ class SSD(nn.Module):
         maps = [neck(found) for neck, found in zip(self.necks, self.read(self.body, images), strict=True)]
         for layer in self.added:
             maps.append(layer(maps[-1]))
-        boxes = anchors(self.head.levels, tuple(found.shape[-1] for found in maps), width)
+        boxes = anchors_on(images.device, self.head.levels, tuple(found.shape[-1] for found in maps), width)
         return {
             "logits": _by_anchor(self.logits, maps, self.num_classes),
             "offsets": _by_anchor(self.offsets, maps, 4),
-            "anchors": torch.tensor(boxes, device=images.device).expand(len(images), -1, -1),
+            "anchors": boxes.expand(len(images), -1, -1),
         }
 
     def losses(self, images: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:

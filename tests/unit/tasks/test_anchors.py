@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.nets.anchors import anchors, caffe_levels, tensorflow_levels
+from tasks.nets.anchors import anchors, anchors_on, caffe_levels, tensorflow_levels
 
 TENSORFLOW_SIDES = (19, 10, 5, 3, 2, 1)
 CAFFE_SIDES = (38, 19, 10, 5, 3, 1)
@@ -113,3 +113,12 @@ def test_small_images_have_the_same_shapes_on_smaller_grids(levels):
 def test_what_is_shared_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
         anchors(caffe_levels(), CAFFE_SIDES, 300)[0] = 0
+
+
+def test_on_a_device_they_are_the_same_made_once_and_fit_to_train_with():
+    here = torch.device("cpu"), caffe_levels(), CAFFE_SIDES, 301
+    with torch.inference_mode():
+        boxes = anchors_on(*here)
+    assert np.array_equal(boxes.numpy(), anchors(*here[1:]))
+    assert anchors_on(*here).data_ptr() == boxes.data_ptr()
+    assert not boxes.is_inference()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tasks.boxes import encode
 from tasks.nets import NetSpec, build
@@ -366,3 +367,34 @@ def drawn(size):
             left, top, right, bottom = (round(side * size) for side in (x1, y1, x2, y2))
             pictures[image, :, top:bottom, left:right] = torch.tensor(COLOURS[label])[:, None, None]
     return pictures, {"boxes": boxes, "labels": labels, "crowd": torch.zeros(4, 3, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize("name", VGG_IS_SLOW)
+def test_the_loss_waits_for_nothing_that_the_device_computes(name):
+    """So that a GPU is never without work, and a whole step can be one CUDA graph."""
+    net, images, targets = small(name)
+    wanted = net.losses(images, targets)  # which makes the anchors
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # where no value can be looked at
+        fake = {key: mode.from_tensor(value) for key, value in targets.items()}
+        found = net.losses(mode.from_tensor(images), fake)
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in wanted.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_the_loss_is_one_graph_for_a_compiler(name):
+    net, images, targets = small(name)
+    compiled = torch.compile(net.losses, fullgraph=True, dynamic=False, backend="eager")
+    for key, loss in net.losses(images, targets).items():
+        torch.testing.assert_close(compiled(images, targets)[key], loss)
+
+
+def small(name):
+    """A net, two images and an object in each."""
+    torch.manual_seed(0)
+    targets = {
+        "boxes": torch.tensor([[[0.1, 0.1, 0.5, 0.5]], [[0.3, 0.2, 0.9, 0.8]]]),
+        "labels": torch.tensor([[1], [2]]),
+        "crowd": torch.zeros(2, 1, dtype=torch.bool),
+    }
+    return build(NetSpec(name, num_classes=3)), torch.randn(2, 3, 96, 96), targets
