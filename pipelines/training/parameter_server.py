@@ -154,8 +154,9 @@ class ParameterShard:
             return "duplicate"
         if self.finished:
             return "finished"
-        # A worker has looked at what is shared; what has travelled is looked at again, since bfloat16 can overflow.
-        if self.failed or not (push.finite and (push.window is not None or is_finite(gradient))):
+        # The worker has looked; what is bfloat16 now is looked at again, since that can overflow.
+        exact = push.window is not None or self.plan.wire == "float32"
+        if self.failed or not push.finite or not (exact or is_finite(gradient)):
             return "not_finite"
         if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
             return "dropped"

@@ -11,6 +11,7 @@ from pipelines.training import loop
 from pipelines.training.curve import read_curve
 from pipelines.training.finite import FiniteOptimizer, is_finite
 from pipelines.training.loop import CURVE, SUMMARY, WEIGHTS, train_local, train_with_servers
+from pipelines.training.messages import packed
 from pipelines.training.parameter_server import assemble
 from pipelines.training.snapshots import load_snapshot
 from tasks.optim import FlatState
@@ -62,12 +63,12 @@ def test_a_refused_step_changes_nothing_but_the_step():
     assert not torch.equal(before[0], state.weights)
 
 
-def test_a_server_refuses_a_slice_that_is_not_finite_and_applies_the_next(tmp_path):
-    shard, reply = started(plan(tmp_path))
+def test_a_server_refuses_a_slice_that_bfloat16_cannot_hold_and_applies_the_next(tmp_path):
+    shard, reply = started(plan(tmp_path, wire="bfloat16"))
     kept = shard.pull(0).weights.copy()
-    gradient = np.ones(10, np.float32)
-    gradient[7] = np.nan
-    refused = shard.push(push(reply, 1, gradient=gradient))
+    gradient = torch.ones(10)
+    gradient[7] = 3.4e38
+    refused = shard.push(push(reply, 1)._replace(gradient=packed(gradient, "bfloat16")))
     assert (refused.status, refused.version, refused.sequence, refused.not_finite) == ("not_finite", 0, 1, 1)
     assert np.array_equal(refused.weights, kept)
     assert shard.record()["refused"] == {"not_finite": 1}
@@ -86,10 +87,10 @@ def test_what_is_not_finite_in_one_slice_is_refused_by_the_servers_of_all(tmp_pa
 def test_too_many_in_a_row_end_the_run_for_everybody(tmp_path):
     shard, reply, other = started(plan(tmp_path, num_workers=2, max_not_finite=3), workers=2)
     for sequence in (1, 2):
-        reply = shard.push(push(reply, sequence, gradient=np.inf))
+        reply = shard.push(push(reply, sequence, finite=False))
     assert shard.push(push(other, 1, worker=1)).status == "applied"  # the row begins anew
     for sequence in (3, 4, 5):
-        reply = shard.push(push(shard.pull(0), sequence, gradient=np.inf))
+        reply = shard.push(push(shard.pull(0), sequence, finite=False))
         assert reply.failed == (sequence == 5)
     last = shard.push(push(shard.pull(1), 2, worker=1))
     assert (last.status, last.failed, last.version) == ("not_finite", True, 1)
