@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, bytes]:
     Panels have the same vertical axis where all losses are the same quantity.
     """
     panels: dict[str, list[Curve]] = {}
+    others = "other nets" if any(curve.net == "mobilenet" for curve in curves) else ""
     for curve in curves:
-        title = f"MobileNet, width {curve.width}" if curve.net == "mobilenet" else "other nets"
+        title = f"MobileNet, width {curve.width}" if curve.net == "mobilenet" else others
         panels.setdefault(title, []).append(curve)
     same = len({curve.taught for curve in curves}) == 1
     columns = min(2, len(panels))
@@ -128,8 +130,8 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, bytes]:
     def plot(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, sharey=same, squeeze=False).flat
         for (title, lines), axes in zip(panels.items(), grid, strict=False):
-            for (label, color), curve in zip(_line_styles(lines), lines, strict=True):
-                axes.plot(curve.steps, curve.losses, color=color, linewidth=1.3, label=label)
+            for style, curve in zip(_line_styles(lines), lines, strict=True):
+                axes.plot(curve.steps, curve.losses, linewidth=1.3, **style)
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
             axes.set_xlabel("global step")
             axes.legend(fontsize=8.5, handlelength=1.2)
@@ -140,14 +142,18 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, bytes]:
     return draw(plot, 7.6, 2.7 * rows)
 
 
-def _line_styles(lines: Sequence[Curve]) -> list[tuple[str, str]]:
-    """Label and colour of each curve in a panel: of its resolution, its net or its run, whichever tells all apart."""
+def _line_styles(lines: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Label, colour and dashes of each curve in a panel: by its resolution, its net or its run, what tells all apart.
+
+    Where there are more curves than colours, those come again, dashed.
+    """
     resolutions = [curve.resolution for curve in lines]
     if lines[0].net == "mobilenet" and len(set(resolutions)) == len(lines):
-        return [(str(resolution), RESOLUTION_COLORS.get(resolution, GREY)) for resolution in resolutions]
+        return [{"label": str(size), "color": RESOLUTION_COLORS.get(size, GREY)} for size in resolutions]
     nets = [curve.net for curve in lines]
     labels = nets if len(set(nets)) == len(lines) else [curve.run for curve in lines]
-    return [(label, LINE_COLORS[i % len(LINE_COLORS)]) for i, label in enumerate(labels)]
+    styles = [{"color": color, "linestyle": dashes} for dashes in ("-", "--", ":") for color in LINE_COLORS]
+    return [{"label": label, **style} for label, style in zip(labels, cycle(styles), strict=False)]
 
 
 def staleness_figure(counts: Mapping[int, int]) -> dict[str, bytes]:

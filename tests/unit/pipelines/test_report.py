@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import report as report_stage
 from pipelines.config import load
-from pipelines.figures import RESOLUTION_COLORS
+from pipelines.figures import RESOLUTION_COLORS, Curve, loss_figure
 from pipelines.paper import load_paper
 
 PARAMS = load(Path(__file__).parents[3] / "params.yaml")
@@ -660,6 +660,17 @@ def test_missing_pictures_of_a_run_that_was_evaluated_are_an_error(project: Path
     wanted = r"w100_r224/second\.svg does not exist.*python -m pipelines\.evaluate stanford_dogs --scale sample"
     with pytest.raises(ValueError, match=wanted):
         report_stage.report(PARAMS, "sample")
+
+
+def test_more_curves_than_colours_are_told_apart_by_dashes():
+    curves = [Curve(f"run_{i}", f"net_{i}", 1.0, 300, False, [0, 1], [1, i]) for i in range(9)]
+    svg = loss_figure(curves)[".svg"].decode()
+    lines = re.findall(
+        r'style="fill: none;((?: stroke-dasharray: [^;]*;)?(?: stroke-dashoffset: 0;)? stroke: #\w+);', svg
+    )
+    assert len(set(lines)) >= 9
+    assert "<!-- net_8 -->" in svg
+    assert "other nets" not in svg
 
 
 def test_broken_metrics_and_missing_curves_are_errors_that_name_the_file(project: Path):
