@@ -5,8 +5,9 @@
 An exchange is `RemoteOptimizer.step` without its closure, in three ways: through Ray, through Ray in bfloat16, and
 through memory that both processes see. Peers, on the same machine in the same run and interleaved: a flat all-reduce of
 the same bytes between two processes by torch's gloo, and a server that is sent and answers with a state dict of tensors
-(Ray's parameter-server example). The update is `FlatState.apply` beside `torch.optim.RMSprop`, on one flat vector, in
-CPU time. Needs no GPU. Each figure is the median over rounds, with the 10th and 90th percentile.
+(Ray's parameter-server example); and, for what of an exchange is Ray's own, an actor that is sent as many bytes,
+answers with as many and does nothing. The update is `FlatState.apply` beside `torch.optim.RMSprop`, on one flat vector,
+in CPU time. Needs no GPU. Each figure is the median over rounds, with the 10th and 90th percentile.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from tests.benchmarks.record import Figure, faster, ratios, said, write
 SPEC = NetSpec("mobilenet", 1.0, 1000, "same", "relu6", 0.9997, 0.001, 0.001, 8)
 RULE, RATE = RMSprop(0.9, 0.9, 1.0), Staircase(0.045, 0.94, 1000, 0)
 LINES = {"ray": Line(1), "bfloat16": Line(1, wire="bfloat16"), "shared": Line(1, shared_memory=True)}
-CALLS = {"ray": 8, "bfloat16": 8, "shared": 8, "gloo": 8, "state_dict": 2, "update": 4, "torch_update": 4}
+CALLS = {"ray": 8, "bfloat16": 8, "shared": 8, "gloo": 8, "bare": 8, "state_dict": 2, "update": 4, "torch_update": 4}
+# Each process touches each page of Ray's store once, over the first hundred exchanges or so: 8 us a page on a virtual
+# machine, 70 ms an exchange.
+WARMING = 25  # rounds
 
 
 @ray.remote
@@ -71,6 +75,18 @@ class StateDictServer:
         return self.weights
 
 
+@ray.remote
+class Bare:
+    """Answers with as much as it is sent."""
+
+    def __init__(self, length: int) -> None:
+        self.vector = torch.ones(length).numpy()
+
+    def exchange(self, _: Any) -> Any:
+        """The vector."""
+        return self.vector
+
+
 def make_worker(name: str) -> RemoteOptimizer:
     """A worker of a server of its own, with a gradient that every step pushes again."""
     line, never = LINES[name], 10**9
@@ -99,7 +115,7 @@ def ways(length: int) -> dict[str, Callable[[int], float]]:
     named = {name: value.detach() for name, value in build(SPEC).named_parameters()}
     dicts = StateDictServer.options(num_cpus=0).remote(named)
     gradients = {name: torch.full_like(value, 1e-4) for name, value in named.items()}
-    gradient = torch.full((length,), 1e-4)
+    bare, gradient = Bare.options(num_cpus=0).remote(length), torch.full((length,), 1e-4)
     state = FlatState(torch.zeros(length), RULE, RATE, None)
     parameter = torch.nn.Parameter(torch.zeros(length))
     parameter.grad = gradient.clone()
@@ -108,6 +124,7 @@ def ways(length: int) -> dict[str, Callable[[int], float]]:
     return {
         **{name: lambda calls, worker=worker: repeated(worker.step, calls) for name, worker in workers.items()},
         "gloo": lambda calls: max(ray.get([each.reduce.remote(calls) for each in peers])),
+        "bare": lambda calls: repeated(lambda: ray.get(bare.exchange.remote(gradient.numpy())), calls),
         "state_dict": lambda calls: repeated(lambda: ray.get(dicts.push.remote(gradients)), calls),
         "update": lambda calls: repeated(lambda: state.apply(gradient), calls, time.process_time),
         "torch_update": lambda calls: repeated(peer.step, calls, time.process_time),
@@ -115,13 +132,13 @@ def ways(length: int) -> dict[str, Callable[[int], float]]:
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of one call, round by round, for each way; two rounds more warm up."""
+    """Seconds of one call, round by round, for each way, after those that warm up."""
     called = ways(sum(parameter.numel() for parameter in build(SPEC).parameters()))
     times: dict[str, list[float]] = {name: [] for name in called}
-    for _ in range(rounds + 2):
+    for _ in range(rounds + WARMING):
         for name in random.sample(list(called), len(called)):
             times[name].append(called[name](CALLS[name]))
-    return {name: values[2:] for name, values in times.items()}
+    return {name: values[WARMING:] for name, values in times.items()}
 
 
 def main() -> None:
@@ -144,6 +161,9 @@ def main() -> None:
         f"push and pull, {name} / gloo": Figure(ratios(times[name], times["gloo"]), "ratio", "lower", "gloo all-reduce")
         for name in LINES
     }
+    figures["push and pull, ray / bare call"] = Figure(
+        ratios(times["ray"], times["bare"]), "ratio", "lower", "a call of Ray's with the same bytes"
+    )
     for name, way in (("ray", "Ray"), ("shared", "shared memory")):
         title = f"push and pull through {way}"
         figures |= faster(title, times[name], times["state_dict"], "state dicts through Ray", "ms")
