@@ -12,7 +12,7 @@ among the first, until `--seconds` have passed since the start; the others are n
 All nets take turns in all ways, in random order within each round. Rates are medians over rounds; ratios are taken
 within a round, ours at 1.0-224 over timm's at 224 px, way by way and each in its best way, with the 10th and 90th
 percentile. Beside each rate: the share of what the device's memory and multipliers allow (see roofline.py), and the
-most memory that was in use, of which all nets' weights and batches are a part.
+most memory that was in use, of which all nets' weights and batches, and what earlier graphs keep, are a part.
 
 It needs torch, torchvision, timm and numpy beside this repository.
 """
