@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.training.allocator import keep_freed_memory
+from pipelines.training.precision import resolved
 from tasks.nets import NetSpec, build
 from tests.benchmarks.record import Figure, faster, ratios, said, write
 
@@ -93,6 +94,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch_size}")
     figures: dict[str, Figure] = {}
     for setting in SETTINGS:
+        if setting.bfloat16 and resolved("auto", on_gpu=False) != "bf16-mixed":
+            print(f"{setting.name:20} left out: this CPU does not multiply bfloat16")
+            continue
         seconds = measure(setting, arguments.batch_size, arguments.rounds)
         ours, theirs = seconds["ours"], seconds["timm"]
         rates = "  ".join(
