@@ -109,7 +109,12 @@ def packed(vector: torch.Tensor, wire: Wire) -> Sent:
 def unpacked(sent: Sent) -> torch.Tensor:
     """What `packed` made: a view, float32 or bfloat16."""
     tensor = as_tensor(sent)
-    return tensor.view(torch.bfloat16) if sent.dtype == np.uint16 else tensor
+    return tensor.view(torch.bfloat16) if is_rounded(sent) else tensor
+
+
+def is_rounded(sent: Sent) -> bool:
+    """Whether it is bfloat16."""
+    return sent.dtype == np.uint16
 
 
 def as_tensor(array: Sent) -> torch.Tensor:

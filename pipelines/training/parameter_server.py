@@ -24,6 +24,7 @@ from pipelines.training.messages import (
     Status,
     Vector,
     as_tensor,
+    is_rounded,
     packed,
     unpacked,
 )
@@ -154,9 +155,8 @@ class ParameterShard:
             return "duplicate"
         if self.finished:
             return "finished"
-        # The worker has looked; what is bfloat16 now is looked at again, since that can overflow.
-        exact = push.window is not None or self.plan.wire == "float32"
-        if self.failed or not push.finite or not (exact or is_finite(gradient)):
+        # The worker has looked; what has travelled as bfloat16 is looked at again, since that can overflow.
+        if self.failed or not push.finite or (is_rounded(push.gradient) and not is_finite(gradient)):
             return "not_finite"
         if self.plan.policy == "drop" and staleness > self.plan.max_staleness:
             return "dropped"
