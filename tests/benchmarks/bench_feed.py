@@ -35,6 +35,7 @@ from tasks.nets import NetSpec, build
 from tests.benchmarks.bench_gpu import training_step
 from tests.benchmarks.photos import SHARDS, SIZE, photo, write_images
 from tests.benchmarks.record import Figure, ratios, said, write
+from tests.benchmarks.roofline import finish
 
 RATES = {
     "reader": "The reader alone",
@@ -88,17 +89,12 @@ def seconds(batches: Iterator[Any], use: Callable[[Any], object], before: int, s
     """That the use of `steps` batches takes, after that of some others."""
     for batch in itertools.islice(batches, before):
         use(batch)
-    _finish()
+    finish()
     began = time.perf_counter()
     for batch in itertools.islice(batches, steps):
         use(batch)
-    _finish()
+    finish()
     return time.perf_counter() - began
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main() -> None:

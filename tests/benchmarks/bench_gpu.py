@@ -39,6 +39,7 @@ DETECTORS = {"ssd300": (300,), "faster_rcnn": (300, 600)}
 BODIES = ("mobilenet", "inception_v2", "vgg")
 CATEGORIES, OBJECTS = 91, 8
 EAGER, CAPTURED, COMPILED, BOTH = "eager", "captured", "compiled", "compiled and captured"
+AS_GRAPH = {EAGER: CAPTURED, COMPILED: BOTH}
 
 Loss = Callable[[nn.Module, Tensor, Any], Tensor]
 Step = Callable[[], object]
@@ -150,28 +151,30 @@ def prepared(chosen: Sequence[Contestant], device: torch.device, deadline: float
     on_gpu = device.type == "cuda"
     pool = torch.cuda.graph_pool_handle() if on_gpu else None
     batches = {(c.resolution, c.batch_size, c.loss): batch(c, device) for c in chosen}
-    nets = [contestant.make().to(device, memory_format=torch.channels_last) for contestant in chosen]
+    entrants = [
+        (c, c.make().to(device, memory_format=torch.channels_last), batches[c.resolution, c.batch_size, c.loss])
+        for c in chosen
+    ]
 
-    def add(name: str, way: str, step: Step, graph: bool) -> None:
+    def add(contestant: Contestant, way: str, step: Step) -> None:
+        name = contestant.name
+        made.steps[name, way] = step
         step()
         if on_gpu:
             made.peaks[name, way] = peak_memory(step)
-        made.steps[name, way] = step
-        if graph and on_gpu:
-            made.steps[name, BOTH if way == COMPILED else CAPTURED] = captured(step, pool)
+            if not contestant.waits:
+                made.steps[name, AS_GRAPH[way]] = captured(step, pool)
 
-    for contestant, net in zip(chosen, nets, strict=True):
-        shown = batches[contestant.resolution, contestant.batch_size, contestant.loss]
+    for contestant, net, shown in entrants:
         step = training_step(net, *shown, contestant.loss)
         made.asked[contestant.name] = roofline.work(step, net)
-        add(contestant.name, EAGER, step, not contestant.waits)
-    for contestant, net in zip(chosen, nets, strict=True):
+        add(contestant, EAGER, step)
+    for contestant, net, shown in entrants:
         began = time.perf_counter()
         if contestant.waits or began > deadline:
             continue
         loss = torch.compile(contestant.loss, fullgraph=True, dynamic=False)
-        shown = batches[contestant.resolution, contestant.batch_size, contestant.loss]
-        add(contestant.name, COMPILED, training_step(net, *shown, loss), graph=True)
+        add(contestant, COMPILED, training_step(net, *shown, loss))
         print(f"compiled {contestant.name} in {time.perf_counter() - began:.0f} s", flush=True)
     return made
 
@@ -185,18 +188,18 @@ def peak_memory(step: Step) -> float:
 
 
 def rates(
-    steps: Mapping[tuple[str, str], Step], sizes: Mapping[str, int], device: torch.device, rounds: int, repeats: int
+    steps: Mapping[tuple[str, str], Step], sizes: Mapping[str, int], rounds: int, repeats: int
 ) -> dict[tuple[str, str], list[float]]:
     """Images per second in each way, round by round. sizes: of batches, by net."""
     measured: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for _ in range(rounds):
         for key in random.sample(list(steps), len(steps)):
             steps[key]()
-            roofline.finish(device)
+            roofline.finish()
             began = time.perf_counter()
             for _ in range(repeats):
                 steps[key]()
-            roofline.finish(device)
+            roofline.finish()
             measured[key].append(sizes[key[0]] * repeats / (time.perf_counter() - began))
     return measured
 
@@ -259,7 +262,7 @@ def main() -> None:
     chosen = contestants(arguments.batch_size, arguments.detector_batch_size)[: arguments.nets]
     made = prepared(chosen, device, deadline)
     sizes = {contestant.name: contestant.batch_size for contestant in chosen}
-    figures = report(chosen, made, rates(made.steps, sizes, device, arguments.rounds, arguments.steps), can)
+    figures = report(chosen, made, rates(made.steps, sizes, arguments.rounds, arguments.steps), can)
     if arguments.json:
         details = {"batch_sizes": sizes, "device": can._asdict()}
         peaks = {f"{name}, {way}": peak for (name, way), peak in made.peaks.items()}

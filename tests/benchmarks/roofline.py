@@ -75,7 +75,7 @@ def measured(device: torch.device, size: int = 1 << 30, side: int = 8192) -> Dev
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     factor = torch.ones(side, side, dtype=torch.bfloat16, device=device)
-    copies, products = _a_second(lambda: target.copy_(source), device), _a_second(lambda: factor @ factor, device)
+    copies, products = _a_second(lambda: target.copy_(source)), _a_second(lambda: factor @ factor)
     return Device(2 * size * copies, 2 * side**3 * products)
 
 
@@ -85,18 +85,18 @@ def least_seconds(asked: Work, device: Device, compiled: bool) -> float:
     return max(moved / device.bytes, asked.operations / device.operations)
 
 
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def finish() -> None:
+    """Wait until a GPU, where there is one, has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def _a_second(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+def _a_second(call: Callable[[], object], repeats: int = 10) -> float:
     """How often."""
     call()
-    finish(device)
+    finish()
     began = time.perf_counter()
     for _ in range(repeats):
         call()
-    finish(device)
+    finish()
     return repeats / (time.perf_counter() - began)

@@ -87,7 +87,7 @@ def test_runs_where_little_else_is_installed(tmp_path: Path) -> None:
         "chosen[-1] = chosen[-1]._replace(make=lambda: build(spec))\n"  # a CPU may be slow in bfloat16
         "device = torch.device('cpu')\n"
         "made = bench_gpu.prepared(chosen, device, float('inf'))\n"
-        "rates = bench_gpu.rates(made.steps, dict.fromkeys(names, 2), device, 2, 1)\n"
+        "rates = bench_gpu.rates(made.steps, dict.fromkeys(names, 2), 2, 1)\n"
         "figures = bench_gpu.report(chosen, made, rates, roofline.Device(1e12, 1e12))\n"
         "bench_gpu.write(Path(sys.argv[1]), 'bench_gpu', figures, {})\n"
     )
