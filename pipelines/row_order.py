@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 
 def in_order(table: str, needs: Mapping[str, list[str]]) -> list[str]:
-    """Runs after those that they need, and first those with the most of others behind them, one behind the other: at
-    the end such a chain would leave all but one core idle. Raises ValueError that names runs that need each other.
+    """Runs after those that they need. Raises ValueError that names runs that need each other.
 
     needs: of each run of a table, those that it needs.
     """
     try:
-        order = [*TopologicalSorter(needs).static_order()]
+        return [*TopologicalSorter(needs).static_order()]
     except CycleError as error:
         raise ValueError(f"table {table}: runs need each other: {' <- '.join(error.args[1])}") from None
-    behind = dict.fromkeys(order, 0)
-    for name in reversed(order):
-        for wanted in needs[name]:
-            behind[wanted] = max(behind[wanted], behind[name] + 1)
-    return sorted(order, key=lambda name: -behind[name])
+
+
+def longest_first(work: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> list[str]:
+    """Runs by their work together with that of the longest chain of runs behind them, which need them: what takes long
+    and is begun last leaves all but one core idle at the end.
+
+    work: of each run, above 0, in any unit. needs: of each run, those that it needs; those without work are done.
+    """
+    left = {name: [wanted for wanted in needs[name] if wanted in work] for name in work}
+    length = dict(work)
+    for name in reversed([*TopologicalSorter(left).static_order()]):
+        for wanted in left[name]:
+            length[wanted] = max(length[wanted], work[wanted] + length[name])
+    return sorted(work, key=lambda name: -length[name])
 
 
 def closure(name: str, needs: Mapping[str, list[str]]) -> set[str]:

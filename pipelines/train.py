@@ -22,6 +22,7 @@ from pipelines.config import Params, load
 from pipelines.files import locked, read_json
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import watched
+from pipelines.row_order import longest_first
 from pipelines.side_by_side import rows_at_once, start_importing, train_side_by_side
 from pipelines.training import rows
 
@@ -51,7 +52,9 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
         plan.check(name)
     with tracking.sending() as track:
         if at_once > 1:
-            train_side_by_side(plan, unfinished, at_once, _train_apart, lambda name: track(_spool(plan, name)))
+            work = {name: work_of(plan, name) for name in unfinished}
+            ordered = longest_first(work, {name: plan.runs[name].origins.values() for name in unfinished})
+            train_side_by_side(plan, ordered, at_once, _train_apart, lambda name: track(_spool(plan, name)))
             return
         try:
             for number, name in enumerate(unfinished, start=1):
@@ -62,6 +65,19 @@ def train(params: Params, scale: str, table: str, only: str | None = None) -> No
 
 def _spool(plan: Plan, name: str) -> Path:
     return paths.spool(plan.scale, name, plan.fingerprint(name))
+
+
+def work_of(plan: Plan, name: str) -> float:
+    """Roughly what a run takes, beside others of its table: the Mult-Adds of its net at its input size, and epochs."""
+    import torch
+
+    from pipelines.training.job import net_spec
+    from tasks.nets import build
+    from tasks.nets.complexity import count
+
+    run = plan.runs[name]
+    with torch.device("meta"):
+        return run.epochs * count(build(net_spec(run, plan.num_outputs)), run.input_size).mult_adds
 
 
 def _train_apart(plan: Plan, name: str, title: str) -> None:

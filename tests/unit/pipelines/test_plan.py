@@ -82,11 +82,12 @@ def test_rows_that_others_need_come_first(project):
     assert set(plan.unfinished(None)) == {"master", "pupil", "other"}
 
 
-def test_the_longest_chain_of_rows_comes_first(project):
-    row = project["tables"]["first"]["runs"]["other"]
-    after = {"alone": None, "first": None, "second": "first", "side": "first", "third": "second"}
-    project["tables"]["second"]["runs"] = {name: {**row, "init_from": wanted} for name, wanted in after.items()}
-    assert list(plan_of(project, "second").runs) == ["first", "second", "alone", "side", "third"]
+def test_what_a_row_takes_goes_by_its_net_its_input_and_its_epochs(project):
+    def work(**values):
+        return train.work_of(plan_of(project, other=values), "other")
+
+    assert work(epochs=6) == pytest.approx(3 * work(epochs=2))
+    assert work(epochs=2, resolution=128) > 2 * work(epochs=2, resolution=64)
 
 
 def test_a_row_is_trained_again_when_what_it_needs_is(project):
